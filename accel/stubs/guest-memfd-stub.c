@@ -1,0 +1,23 @@
+/*
+ * KVM guest_memfd where the emulator has no KVM
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "system/guest-memfd.h"
+
+const GuestMemfdCaps *kvm_guest_memfd_caps(void)
+{
+    static const GuestMemfdCaps none = {
+        .missing = "this emulator has no KVM",
+    };
+
+    return &none;
+}
+
+int kvm_guest_memfd_create(uint64_t size, Error **errp)
+{
+    error_setg(errp, "%s", kvm_guest_memfd_caps()->missing);
+    return -1;
+}

@@ -1,0 +1,200 @@
+/*
+ * RAM blocks that are a KVM guest_memfd
+ *
+ * A RAM block of this kind has one file, a guest_memfd, and QEMU's mapping of
+ * it; the guest is served from the same pages.  All functions here are called
+ * with the BQL held unless they say otherwise.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef SYSTEM_GUEST_MEMFD_H
+#define SYSTEM_GUEST_MEMFD_H
+
+#include "qapi/qapi-types-guest-memfd.h"
+#include "qemu/queue.h"
+#include "qemu/thread-context.h"
+#include "system/hostmem.h"
+
+#define TYPE_MEMORY_BACKEND_GUEST_MEMFD "memory-backend-guest-memfd"
+
+struct KVMMemoryListener;
+struct KVMSlot;
+
+/**
+ * GuestMemfdCaps: what the host's KVM can do for this VM
+ * @generation: see the QAPI type
+ * @flags: the bits KVM_CREATE_GUEST_MEMFD accepts (KVM_CAP_GUEST_MEMFD_FLAGS)
+ * @numa_policy: mbind() on a mapping is kept in the file (Linux 6.19)
+ * @missing: what stands in the way of a mappable guest_memfd, as a clause for
+ *           an error message; NULL if nothing does.  Static.
+ */
+typedef struct GuestMemfdCaps {
+    GuestMemfdGeneration generation;
+    uint64_t flags;
+    bool numa_policy;
+    const char *missing;
+} GuestMemfdCaps;
+
+/**
+ * GuestMemfdSlot: one KVM memslot on a GuestMemfd
+ * @as_id: KVM's address space, 0 or 1 (SMM)
+ * @slot: KVM's number of the slot in that address space
+ * @flags: KVM_MEM_READONLY and KVM_MEM_LOG_DIRTY_PAGES as QEMU asked for them
+ * @gpa: guest physical address, in bytes
+ * @size: bytes
+ * @offset: of the slot's first byte in the file
+ * @host: where that byte is mapped
+ * @bound: the guest's faults are served from the file; else from @host
+ * @reason: why not, if not @bound
+ */
+typedef struct GuestMemfdSlot {
+    unsigned as_id;
+    unsigned slot;
+    uint32_t flags;
+    uint64_t gpa;
+    uint64_t size;
+    uint64_t offset;
+    void *host;
+    bool bound;
+    GuestMemfdPlainReason reason;
+    QTAILQ_ENTRY(GuestMemfdSlot) next;
+} GuestMemfdSlot;
+
+typedef QTAILQ_HEAD(GuestMemfdSlots, GuestMemfdSlot) GuestMemfdSlots;
+
+/**
+ * GuestMemfd: a RAM block that is a guest_memfd
+ * @rb: the block; its fd is the guest_memfd and belongs to it
+ * @inode: of the file, as in /proc/PID/maps
+ * @slots: its memslots, in the order of creation
+ * @bound: slots bound so far
+ * @plain: slots created plain so far
+ * @replaced: slots replaced under a running VM so far
+ * @cpr_blocker: a guest_memfd cannot follow into another QEMU process
+ *
+ * Lives from guest_memfd_init_ram() until its RAM block goes.
+ */
+typedef struct GuestMemfd {
+    RAMBlock *rb;
+    uint64_t inode;
+    GuestMemfdSlots slots;
+    uint64_t bound;
+    uint64_t plain;
+    uint64_t replaced;
+    Error *cpr_blocker;
+    QTAILQ_ENTRY(GuestMemfd) next;
+} GuestMemfd;
+
+typedef QTAILQ_HEAD(GuestMemfds, GuestMemfd) GuestMemfds;
+
+/* system/guest-memfd.c */
+
+/** guest_memfd_list: all blocks of this kind, in the order of creation. */
+const GuestMemfds *guest_memfd_list(void);
+
+/**
+ * guest_memfd_from_host: the block that @host points into
+ * @host: any address; need not be RAM
+ *
+ * Returns: the block, or NULL.
+ */
+GuestMemfd *guest_memfd_from_host(const void *host);
+
+/**
+ * guest_memfd_init_ram: make @mr RAM that is a new guest_memfd, all shared
+ * @mr: an uninitialised region
+ * @owner: its owner
+ * @name: its name
+ * @size: bytes, a multiple of the host's page size, not 0
+ * @ram_flags: RAM_NORESERVE or 0
+ * @errp: says what is missing and what to do
+ *
+ * The file has close-on-exec set and is closed with the RAM block.
+ * Returns: false, with nothing left behind, on error.
+ */
+bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
+                          uint64_t size, uint32_t ram_flags, Error **errp);
+
+/**
+ * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
+ *
+ * Takes the arguments of qemu_prealloc_mem().  For RAM that is a guest_memfd
+ * the pages are allocated by fallocate(), in whatever state they are, without
+ * touching or mapping them: one call, or one for each thread where the range
+ * is large.  Returns when done, also with @async.
+ */
+bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
+                              ThreadContext *tc, bool async, Error **errp);
+
+/**
+ * guest_memfd_allocated: bytes that have a page now
+ *
+ * Asks cachestat(2) (Linux 6.5), which alone counts pages of a guest_memfd.
+ * Returns: false where the kernel has no such call.
+ */
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes);
+
+/* accel/kvm/guest-memfd.c; accel/stubs/ without KVM */
+
+/**
+ * kvm_guest_memfd_caps: what the host can do
+ *
+ * Asks the kernel once, when first called with KVM running.  Never fails:
+ * without KVM the answer is generation "none".  The result is static.
+ */
+const GuestMemfdCaps *kvm_guest_memfd_caps(void);
+
+/**
+ * kvm_guest_memfd_create: create a mappable guest_memfd, all shared
+ * @size: bytes, a multiple of the host's page size
+ *
+ * Returns: a file descriptor with close-on-exec set, which the caller owns;
+ * or -1 with @errp set.
+ */
+int kvm_guest_memfd_create(uint64_t size, Error **errp);
+
+/**
+ * kvm_guest_memfd_set_region: create, change or delete a memslot
+ * @kml: the listener of its address space; its slots lock is held
+ * @slot: as kvm-all.c has filled it in; size 0 means delete
+ * @new: the slot does not exist yet
+ * @ret: 0 or -errno
+ *
+ * Returns: false, with nothing done, if the slot is not on a guest_memfd.
+ */
+bool kvm_guest_memfd_set_region(struct KVMMemoryListener *kml,
+                                struct KVMSlot *slot, bool new, int *ret);
+
+/**
+ * kvm_guest_memfd_commit: bind slots that were aliases and no longer are
+ * @kml: its memory transaction has just been carried out; slots lock held
+ */
+void kvm_guest_memfd_commit(struct KVMMemoryListener *kml);
+
+/* backends/hostmem-guest-memfd.c */
+
+/**
+ * guest_memfd_backend_selected: is @backend, which is no
+ * memory-backend-guest-memfd, to be a guest_memfd all the same?
+ */
+bool guest_memfd_backend_selected(HostMemoryBackend *backend);
+
+/**
+ * guest_memfd_backend_alloc: HostMemoryBackendClass::alloc of such a backend
+ *
+ * Checks every property, then creates the memory.
+ */
+bool guest_memfd_backend_alloc(HostMemoryBackend *backend, Error **errp);
+
+/** guest_memfd_backend_class_add: give a backend class "guest-memfd=". */
+void guest_memfd_backend_class_add(ObjectClass *oc);
+
+/**
+ * guest_memfd_backend_set_merge: the user sets "merge" to @value
+ *
+ * Returns: false with @errp set if @backend cannot have that.
+ */
+bool guest_memfd_backend_set_merge(HostMemoryBackend *backend, bool value,
+                                   Error **errp);
+
+#endif

@@ -1,0 +1,221 @@
+/*
+ * RAM blocks that are a KVM guest_memfd: creation, lookup, allocation
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include <sys/syscall.h>
+#include "exec/ramlist.h"
+#include "qapi/error.h"
+#include "qemu/units.h"
+#include "system/guest-memfd.h"
+#include "system/guest-memfd-compat.h"
+#include "gmem/trace.h"
+
+/* A thread is worth its start from this many bytes on. */
+#define PREALLOC_BYTES_PER_THREAD (128 * MiB)
+
+/* The same number on every architecture but alpha; new in Linux 6.5. */
+#ifndef __NR_cachestat
+#define __NR_cachestat 451
+#endif
+
+static GuestMemfds guest_memfds = QTAILQ_HEAD_INITIALIZER(guest_memfds);
+
+const GuestMemfds *guest_memfd_list(void)
+{
+    return &guest_memfds;
+}
+
+GuestMemfd *guest_memfd_from_host(const void *host)
+{
+    GuestMemfd *gmem;
+
+    QTAILQ_FOREACH(gmem, &guest_memfds, next) {
+        uintptr_t start = (uintptr_t)gmem->rb->host;
+
+        if ((uintptr_t)host - start < gmem->rb->max_length) {
+            return gmem;
+        }
+    }
+    return NULL;
+}
+
+static void guest_memfd_free(GuestMemfd *gmem)
+{
+    migrate_del_blocker(&gmem->cpr_blocker);
+    g_free(gmem);
+}
+
+/*
+ * The RAM block is about to go: no memory region uses it any more, so its
+ * slots are gone too.  Mapping and file follow after an RCU grace period.
+ */
+static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
+                                          size_t size, size_t max_size)
+{
+    GuestMemfd *gmem = guest_memfd_from_host(host);
+
+    if (gmem) {
+        trace_guest_memfd_remove(gmem->inode);
+        assert(QTAILQ_EMPTY(&gmem->slots));
+        QTAILQ_REMOVE(&guest_memfds, gmem, next);
+        guest_memfd_free(gmem);
+    }
+}
+
+static void guest_memfd_watch_ram_blocks(void)
+{
+    static RAMBlockNotifier notifier = {
+        .ram_block_removed = guest_memfd_ram_block_removed,
+    };
+    static bool watching;
+
+    if (!watching) {
+        ram_block_notifier_add(&notifier);
+        watching = true;
+    }
+}
+
+bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
+                          uint64_t size, uint32_t ram_flags, Error **errp)
+{
+    g_autofree GuestMemfd *gmem = g_new0(GuestMemfd, 1);
+    struct stat st;
+    int fd;
+
+    /*
+     * A guest_memfd belongs to one VM, so another process cannot make it its
+     * guest's memory.  The block looks like shared memory with a file, which
+     * these modes would hand over and not copy: say no first.
+     */
+    error_setg(&gmem->cpr_blocker,
+               "Memory '%s' is a guest_memfd, which cannot be handed to "
+               "another QEMU process", name);
+    if (guest_memfd_block_cpr(&gmem->cpr_blocker, errp) < 0) {
+        return false;
+    }
+
+    fd = kvm_guest_memfd_create(size, errp);
+    if (fd < 0) {
+        goto unblock;
+    }
+    if (fstat(fd, &st) < 0) {
+        error_setg_errno(errp, errno, "cannot stat the guest_memfd");
+        goto close;
+    }
+    if (!memory_region_init_ram_from_fd(mr, owner, name, size,
+                                        RAM_SHARED | ram_flags, fd, 0, errp)) {
+        goto close;
+    }
+
+    gmem->rb = mr->ram_block;
+    gmem->inode = st.st_ino;
+    QTAILQ_INIT(&gmem->slots);
+    guest_memfd_watch_ram_blocks();
+    trace_guest_memfd_init_ram(name, size, gmem->inode, gmem->rb->host);
+    QTAILQ_INSERT_TAIL(&guest_memfds, g_steal_pointer(&gmem), next);
+    return true;
+
+close:
+    close(fd);
+unblock:
+    migrate_del_blocker(&gmem->cpr_blocker);
+    return false;
+}
+
+typedef struct PreallocSlice {
+    QemuThread thread;
+    int fd;
+    uint64_t offset;
+    uint64_t size;
+    int error;
+} PreallocSlice;
+
+static void *prealloc_slice(void *opaque)
+{
+    PreallocSlice *slice = opaque;
+    int ret;
+
+    /* A signal ends the call half-way; pages that are there cost little. */
+    do {
+        ret = fallocate(slice->fd, FALLOC_FL_KEEP_SIZE, slice->offset,
+                        slice->size);
+    } while (ret < 0 && errno == EINTR);
+
+    slice->error = ret < 0 ? errno : 0;
+    return NULL;
+}
+
+bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
+                              ThreadContext *tc, bool async, Error **errp)
+{
+    GuestMemfd *gmem = guest_memfd_from_host(area);
+    g_autofree PreallocSlice *slices = NULL;
+    uint64_t offset, slice_size;
+    int i, count, error = 0;
+
+    if (!gmem) {
+        return qemu_prealloc_mem(fd, area, sz, max_threads, tc, async, errp);
+    }
+
+    offset = area - (char *)gmem->rb->host;
+    count = MAX(1, MIN(max_threads, sz / PREALLOC_BYTES_PER_THREAD));
+    slice_size = ROUND_UP(DIV_ROUND_UP(sz, count), qemu_real_host_page_size());
+    slices = g_new0(PreallocSlice, count);
+    trace_guest_memfd_prealloc(gmem->inode, offset, sz, count);
+
+    for (i = 0; i < count; i++) {
+        PreallocSlice *slice = &slices[i];
+
+        slice->fd = gmem->rb->fd;
+        slice->offset = offset + i * slice_size;
+        slice->size = MIN(slice_size, sz - i * slice_size);
+        if (tc) {
+            thread_context_create_thread(tc, &slice->thread, "gmem-prealloc",
+                                         prealloc_slice, slice,
+                                         QEMU_THREAD_JOINABLE);
+        } else if (count > 1) {
+            qemu_thread_create(&slice->thread, "gmem-prealloc", prealloc_slice,
+                               slice, QEMU_THREAD_JOINABLE);
+        } else {
+            prealloc_slice(slice);
+        }
+    }
+    for (i = 0; i < count; i++) {
+        if (tc || count > 1) {
+            qemu_thread_join(&slices[i].thread);
+        }
+        error = error ?: slices[i].error;
+    }
+
+    if (error) {
+        error_setg_errno(errp, error,
+                         "cannot preallocate 0x%zx bytes of guest_memfd '%s'",
+                         sz, memory_region_name(gmem->rb->mr));
+        return false;
+    }
+    return true;
+}
+
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes)
+{
+    /* Layout: cachestat(2), counts in pages. */
+    struct {
+        uint64_t offset;
+        uint64_t size;
+    } range = { 0, gmem->rb->max_length };
+    struct {
+        uint64_t cache;
+        uint64_t dirty;
+        uint64_t writeback;
+        uint64_t evicted;
+        uint64_t recently_evicted;
+    } pages;
+
+    if (syscall(__NR_cachestat, gmem->rb->fd, &range, &pages, 0) < 0) {
+        return false;
+    }
+    *bytes = pages.cache * qemu_real_host_page_size();
+    return true;
+}
