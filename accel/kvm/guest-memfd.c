@@ -274,6 +274,21 @@ static GuestMemfdSlot *find_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
     return NULL;
 }
 
+/* Keep the slots in the order of their addresses. */
+static void insert_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
+{
+    GuestMemfdSlot *other;
+
+    QTAILQ_FOREACH(other, &gmem->slots, next) {
+        if (other->as_id > s->as_id ||
+            (other->as_id == s->as_id && other->gpa > s->gpa)) {
+            QTAILQ_INSERT_BEFORE(other, s, next);
+            return;
+        }
+    }
+    QTAILQ_INSERT_TAIL(&gmem->slots, s, next);
+}
+
 static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
                     const KVMSlot *slot)
 {
@@ -292,7 +307,7 @@ static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
     if (ret) {
         g_free(s);
     } else {
-        QTAILQ_INSERT_TAIL(&gmem->slots, s, next);
+        insert_slot(gmem, s);
     }
     return ret;
 }

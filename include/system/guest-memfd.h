@@ -66,7 +66,7 @@ typedef QTAILQ_HEAD(GuestMemfdSlots, GuestMemfdSlot) GuestMemfdSlots;
  * GuestMemfd: a RAM block that is a guest_memfd
  * @rb: the block; its fd is the guest_memfd and belongs to it
  * @inode: of the file, as in /proc/PID/maps
- * @slots: its memslots, in the order of creation
+ * @slots: its memslots, by address space and address
  * @bound: slots bound so far
  * @plain: slots created plain so far
  * @replaced: slots replaced under a running VM so far
