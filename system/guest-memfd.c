@@ -80,7 +80,7 @@ static void guest_memfd_watch_ram_blocks(void)
 bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                           uint64_t size, uint32_t ram_flags, Error **errp)
 {
-    g_autofree GuestMemfd *gmem = g_new0(GuestMemfd, 1);
+    GuestMemfd *gmem = g_new0(GuestMemfd, 1);
     struct stat st;
     int fd;
 
@@ -93,12 +93,12 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                "Memory '%s' is a guest_memfd, which cannot be handed to "
                "another QEMU process", name);
     if (guest_memfd_block_cpr(&gmem->cpr_blocker, errp) < 0) {
-        return false;
+        goto free;
     }
 
     fd = kvm_guest_memfd_create(size, errp);
     if (fd < 0) {
-        goto unblock;
+        goto free;
     }
     if (fstat(fd, &st) < 0) {
         error_setg_errno(errp, errno, "cannot stat the guest_memfd");
@@ -114,13 +114,13 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
     QTAILQ_INIT(&gmem->slots);
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(name, size, gmem->inode, gmem->rb->host);
-    QTAILQ_INSERT_TAIL(&guest_memfds, g_steal_pointer(&gmem), next);
+    QTAILQ_INSERT_TAIL(&guest_memfds, gmem, next);
     return true;
 
 close:
     close(fd);
-unblock:
-    migrate_del_blocker(&gmem->cpr_blocker);
+free:
+    guest_memfd_free(gmem);
     return false;
 }
 
