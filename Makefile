@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+
+BUILD := $(abspath $(or $(BUILD),build))
+export BUILD
+
+SUITES := integrate hooks gmem functional qemu
+
+help:
+	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it'
+	@echo 'make check    build what is missing and run every test suite'
+	@echo '              (one suite: make check-NAME, NAME one of'
+	@echo '              $(SUITES))'
+	@echo 'make shell    the same guest, with its console on this terminal'
+	@echo "make host CMD='...'  run a command in the emulated host"
+	@echo 'make build    build the emulator: $(BUILD)/qemu-system-x86_64'
+	@echo 'make patches  print the integration as a patch series, for reading'
+	@echo 'make clean    remove what was built; distclean: and what was downloaded'
+	@echo './configure --help  for builds that differ'
+
+all: build
+
+configured:
+	@scripts/deps
+	@test -f $(BUILD)/qemu/build.ninja || ./configure --build-dir=$(BUILD)
+
+build: configured
+	@scripts/build
+
+# What every guest needs besides the emulator.
+guest: build
+	@scripts/kernel
+	@scripts/guest-images
+
+run: guest
+	@scripts/run-guest
+
+shell: guest
+	@scripts/run-guest --interactive
+
+# CMD travels in the environment, so that its quotes stay as they are.
+host: export GMEM_HOST_COMMAND := $(CMD)
+host: guest
+	@test -n "$$GMEM_HOST_COMMAND" || { echo "make host CMD='command'"; exit 2; }
+	@mkdir -p $(BUILD)/share
+	@scripts/emulated-host --share $(BUILD)/share -- \
+	    sh -c "$$GMEM_HOST_COMMAND"
+
+check: guest
+	@tests/check $(SUITES)
+
+check-%: guest
+	@tests/check $*
+
+patches: configured
+	@scripts/patches
+
+clean:
+	rm -rf $(BUILD)/qemu $(BUILD)/src $(BUILD)/qemu-10.0.13 \
+	    $(BUILD)/src-10.0.13 $(BUILD)/nokvm $(BUILD)/guest $(BUILD)/patches \
+	    $(BUILD)/share $(BUILD)/source $(BUILD)/emulators $(BUILD)/*.log $(BUILD)/qemu-system-*
+
+distclean:
+	rm -rf $(BUILD)
+
+.PHONY: help all configured build guest run shell host check patches clean \
+	distclean
