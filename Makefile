@@ -28,8 +28,7 @@ build: configured
 
 # What every guest needs besides the emulator.
 guest: build
-	@scripts/kernel
-	@scripts/guest-images
+	@scripts/kernel > $(BUILD)/kernel.path
 
 run: guest
 	@scripts/run-guest
