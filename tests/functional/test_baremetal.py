@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""guest_memfd on this machine's own KVM, under SeaBIOS and bare-metal code."""
+import os
+import signal
+import socket
+import struct
+import subprocess
+import unittest
+
+from baremetal import BUILD, Guest, GuestTest, GUEST_MEMFD, MEMFD, wait_for
+
+
+class Boot(GuestTest):
+    """All RAM is the guest_memfd, as seen from outside."""
+
+    def check_boot(self, machine, cpus, backend=GUEST_MEMFD):
+        guest = self.start(machine=machine, cpus=cpus, backend=backend)
+        guest.assert_works()
+        block = guest.block()
+        gmem = [m for m in guest.maps() if 'kvm-gmem' in m[-1]]
+        sizes = [int(m[0].split('-')[1], 16) - int(m[0].split('-')[0], 16)
+                 for m in gmem]
+        self.assertEqual(sizes, [Guest.SIZE])
+        self.assertEqual(int(gmem[0][4]), block['inode'])
+        self.assertEqual(gmem[0][1], 'rw-s')
+        self.assertFalse([m for m in guest.maps() if 'memfd:' in m[-1]])
+        self.assertGreaterEqual(block['allocated'], cpus * (32 << 20))
+        self.assertTrue(guest.bound(), block)
+        for slot in guest.slots('smm'):
+            self.assertEqual((slot['bound'], slot['reason']), (False, 'smm'))
+
+    def test_q35_with_1_vcpu(self):
+        self.check_boot('q35', 1)
+
+    def test_q35_with_2_vcpus(self):
+        self.check_boot('q35', 2)
+
+    def test_q35_without_smm(self):
+        self.check_boot('q35,smm=off', 2)
+
+    def test_pc(self):
+        self.check_boot('pc', 2)
+
+    def test_microvm(self):
+        self.check_boot('microvm', 2)
+
+    def test_memfd_spelling(self):
+        self.check_boot('q35', 2, MEMFD + ',guest-memfd=on')
+
+    def test_prealloc(self):
+        guest = self.start(backend=GUEST_MEMFD + ',prealloc=on')
+        self.assertEqual(guest.block()['allocated'], Guest.SIZE)
+        guest.assert_works()
+
+    def test_two_numa_nodes(self):
+        guest = self.start(backend=None, args=[
+            '-object', GUEST_MEMFD + ',id=node0,size=64M',
+            '-object', GUEST_MEMFD + ',id=node1,size=64M',
+            '-numa', 'node,memdev=node0', '-numa', 'node,memdev=node1'])
+        guest.assert_works()
+        for name in 'node0', 'node1':
+            block = guest.block(name)
+            self.assertTrue(all(s['bound'] for s in block['slots']))
+            self.assertGreater(block['allocated'], 0)
+
+    def test_system_reset(self):
+        guest = self.start()
+        for _ in range(5):
+            guest.assert_works(1)
+            guest.cmd('system_reset')
+        guest.assert_works()
+        self.assertTrue(guest.bound())
+
+
+class DirtyLog(GuestTest):
+    """Slots are replaced while vCPUs run, and no access is lost."""
+
+    def check_toggle(self, machine, times):
+        guest = self.start(machine=machine)
+        guest.assert_works()
+        for _ in range(times):
+            guest.measure_dirty_rate()
+        counters = guest.block()['counters']
+        self.assertEqual(counters['replaced'],
+                         2 * times * len(guest.slots()))
+        guest.assert_works()
+        self.assertTrue(guest.bound())
+
+    def test_q35_a_hundred_times(self):
+        self.check_toggle('q35', 100)
+
+    def test_microvm(self):
+        self.check_toggle('microvm', 20)
+
+
+class Migration(GuestTest):
+    """The guest goes on writing and checking all the time."""
+
+    def check_migration(self, source, target, **kwargs):
+        a = self.start('source', backend=source, **kwargs)
+        b = self.start('target', backend=target,
+                       args=['-incoming', 'defer'])
+        a.assert_works()
+        path = os.path.join(self.dir, 'migration')
+        b.cmd('migrate-incoming', uri='unix:' + path)
+        a.migrate_to('unix:' + path)
+        wait_for('the target to run', lambda:
+                 b.cmd('query-status')['status'] == 'running', b)
+        b.assert_works()
+        self.assertNotIn('CORRUPT', a.output())
+        # Not started anew: it goes on counting.
+        self.assertNotIn('pass 1\n', b.output())
+        return b
+
+    def test_to_the_same_backend(self):
+        self.assertTrue(self.check_migration(GUEST_MEMFD, GUEST_MEMFD).bound())
+
+    def test_to_memfd(self):
+        self.check_migration(GUEST_MEMFD, MEMFD)
+
+    def test_from_memfd(self):
+        self.assertTrue(self.check_migration(MEMFD, GUEST_MEMFD).bound())
+
+    def test_with_a_dirty_ring(self):
+        # Large enough for what a vCPU writes, as a full one stops it.
+        self.check_migration(GUEST_MEMFD, GUEST_MEMFD,
+                             accel='kvm,dirty-ring-size=65536')
+
+    def test_slots_are_bound_again_after_a_cancelled_one(self):
+        guest = self.start()
+        guest.assert_works()
+        guest.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
+        guest.cmd('migrate', uri='exec:cat > /dev/null')
+        guest.wait_migration('active')
+        self.assertEqual({s['reason'] for s in guest.slots()}, {'dirty-log'})
+        guest.assert_works()
+        guest.cmd('migrate_cancel')
+        guest.wait_migration('cancelled')
+        self.assertTrue(guest.bound())
+        guest.assert_works()
+
+    def test_slots_are_bound_again_after_a_failed_one(self):
+        guest = self.start()
+        guest.assert_works()
+        guest.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
+        guest.cmd('migrate', uri='exec:head -c 100000 > /dev/null')
+        wait_for('migration to fail', lambda:
+                 guest.cmd('query-migrate')['status'] == 'failed', guest)
+        wait_for('slots to be bound', guest.bound, guest)
+        guest.assert_works()
+
+    def test_to_a_file_and_back(self):
+        guest = self.start('source')
+        guest.assert_works()
+        path = os.path.join(self.dir, 'state')
+        guest.migrate_to('file:' + path)
+        guest.shutdown()
+        guest = self.start('target', args=['-incoming', 'file:' + path])
+        guest.assert_works()
+        self.assertNotIn('pass 1\n', guest.output())
+        self.assertTrue(guest.bound())
+
+    def test_postcopy_to_guest_memfd_is_refused(self):
+        # It has no userfaultfd; the source does not need one.
+        guest = self.start(args=['-incoming', 'defer'])
+        reply = guest.qmp('migrate-set-capabilities', capabilities=[
+            {'capability': 'postcopy-ram', 'state': True}])
+        self.assertIn('error', reply)
+
+
+class Inspection(GuestTest):
+    """Other ways to look at the guest's memory."""
+
+    def setUp(self):
+        super().setUp()
+        with open(os.path.join(self.dir, 'memcheck.elf'), 'rb') as f:
+            elf = f.read()
+        # First program header: where its bytes are, and where they go.
+        header = struct.unpack_from('<I', elf, 28)[0]
+        offset, _, self.address = struct.unpack_from('<III', elf, header + 4)
+        self.code = elf[offset:offset + 256]
+
+    def test_pmemsave(self):
+        guest = self.start()
+        guest.assert_works()
+        path = os.path.join(self.dir, 'saved')
+        guest.cmd('pmemsave', val=self.address, size=256, filename=path)
+        with open(path, 'rb') as f:
+            self.assertEqual(f.read(), self.code)
+
+    def test_dump_guest_memory(self):
+        guest = self.start()
+        guest.assert_works()
+        path = os.path.join(self.dir, 'dump')
+        guest.cmd('dump-guest-memory', paging=False, protocol='file:' + path)
+        with open(path, 'rb') as f:
+            dump = f.read()
+        self.assertGreater(len(dump), Guest.SIZE)
+        self.assertIn(self.code, dump)
+
+    def test_gdbstub(self):
+        path = os.path.join(self.dir, 'gdb')
+        guest = self.start(args=['-gdb', f'unix:{path},server=on,wait=off'])
+        guest.assert_works()
+        with socket.socket(socket.AF_UNIX) as gdb:
+            gdb.settimeout(30)
+            gdb.connect(path)
+            command = f'm{self.address:x},40'
+            gdb.sendall(f'${command}#{sum(command.encode()) % 256:02x}'
+                        .encode())
+            reply = b''
+            while b'#' not in reply[2:]:
+                reply += gdb.recv(4096)
+        text = reply[reply.index(b'$') + 1:reply.rindex(b'#')]
+        self.assertEqual(bytes.fromhex(text.decode()), self.code[:64])
+
+
+class VhostUser(GuestTest):
+    """The fd is handed to another process, which maps it."""
+
+    def test_seabios_boots_from_a_vhost_user_disk(self):
+        backend = os.path.join(BUILD, 'qemu/gmem/tests/vhost-user-blk')
+        disk = os.path.join(self.dir, 'disk')
+        path = os.path.join(self.dir, 'vhost')
+        # mov al,'V'; out 0xe9,al; hlt; jmp back to hlt
+        code = b'\xb0V\xe6\xe9\xf4\xeb\xfd'
+        with open(disk, 'wb') as f:
+            f.write(code.ljust(510, b'\0') + b'\x55\xaa')
+            f.truncate(1 << 20)
+        with subprocess.Popen([backend, '-s', path, '-b', disk],
+                              stdout=subprocess.DEVNULL,
+                              stderr=subprocess.DEVNULL) as process:
+            self.addCleanup(process.wait)
+            self.addCleanup(process.send_signal, signal.SIGKILL)
+            wait_for('the back end', lambda: os.path.exists(path))
+            guest = self.start(kernel=False, args=[
+                '-chardev', 'socket,id=c,path=' + path,
+                '-device', 'vhost-user-blk-pci,chardev=c,bootindex=0'])
+            wait_for('the boot sector to run',
+                     lambda: guest.output().endswith('V'), guest)
+            with open(f'/proc/{process.pid}/maps', encoding='utf-8') as f:
+                mapped = [line for line in f if 'kvm-gmem' in line]
+            self.assertTrue(mapped)
+            self.assertIn(f' {guest.block()["inode"]} ', mapped[0])
+            guest.shutdown()
+
+
+if __name__ == '__main__':
+    unittest.main()
