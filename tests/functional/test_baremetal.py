@@ -65,7 +65,7 @@ class Boot(GuestTest):
 
     def test_system_reset(self):
         guest = self.start()
-        for _ in range(5):
+        for _ in range(2):
             guest.assert_works(1)
             guest.cmd('system_reset')
         guest.assert_works()

@@ -409,10 +409,7 @@ static void test_nothing_leaks(void)
             assert_error(qts, object_add(GUEST_MEMFD ", 'size': 2097152,"
                                          "'host-nodes': [ 0 ]"), "");
         }
-        /*
-         * Blocks are freed after an RCU grace period, by a thread of QEMU's:
-         * wait for the event, as long as the harness lets us.
-         */
+        /* File and mapping go after an RCU grace period. */
         while (count_fds(qts) || count_mappings(qts)) {
             g_usleep(1000);
         }
@@ -487,6 +484,84 @@ static void test_without_kvm(void)
     qtest_quit(qts);
 }
 
+/* Registers of ACPI memory hot-plug, docs/specs/acpi_mem_hotplug.rst. */
+#define MEMHP_SELECT 0xa00
+#define MEMHP_FLAGS 0xa14
+#define MEMHP_REMOVE_EVENT (1 << 2)
+#define MEMHP_EJECT (1 << 3)
+
+static void assert_bound(QTestState *qts, const char *id, bool plugged)
+{
+    g_autoptr(QDict) block = query_block(qts, id);
+    QList *slots = qdict_get_qlist(block, "slots");
+    QListEntry *e;
+
+    g_assert_cmpint(qlist_size(slots), ==, plugged);
+    QLIST_FOREACH_ENTRY(slots, e) {
+        g_assert_true(qdict_get_bool(qobject_to(QDict, qlist_entry_obj(e)),
+                                     "bound"));
+    }
+}
+
+/*
+ * A block that was plugged goes when its last user in QEMU does, after an RCU
+ * grace period: wait for the event, as long as the harness lets us.
+ */
+static void wait_until_gone(QTestState *qts, const char *id)
+{
+    QDict *block;
+
+    while ((block = query_block(qts, id))) {
+        qobject_unref(block);
+        g_usleep(1000);
+    }
+}
+
+/* The test plays the guest's part; KVM really has the memslots. */
+static void test_hotplug_a_hundred_times(void)
+{
+    QTestState *qts;
+    int i;
+
+    qts = start();
+    if (!usable(qts)) {
+        qtest_quit(qts);
+        return;
+    }
+    qtest_quit(qts);
+
+    qts = qtest_init("-accel kvm -S -machine q35,smm=off,memory-backend=ram0 "
+                     "-m 64M,slots=1,maxmem=1G -object "
+                     "memory-backend-guest-memfd,id=ram0,size=64M");
+    for (i = 0; i < 100; i++) {
+        add(qts, GUEST_MEMFD ", 'size': 134217728");
+        assert_bound(qts, "m", false);
+        qtest_qmp_assert_success(
+            qts, "{ 'execute': 'device_add', 'arguments': {"
+            "  'driver': 'pc-dimm', 'id': 'd', 'memdev': 'm' } }");
+        assert_bound(qts, "m", true);
+        assert_error(qts, qdict_from_jsonf_nofail(
+            "{ 'execute': 'object-del', 'arguments': { 'id': 'm' } }"),
+            "in use");
+
+        qtest_qmp_assert_success(
+            qts, "{ 'execute': 'device_del', 'arguments': { 'id': 'd' } }");
+        qtest_outl(qts, MEMHP_SELECT, 0);
+        qtest_outb(qts, MEMHP_FLAGS, MEMHP_REMOVE_EVENT);
+        qtest_outb(qts, MEMHP_FLAGS, MEMHP_EJECT);
+        qtest_qmp_eventwait(qts, "DEVICE_DELETED");
+        assert_bound(qts, "m", false);
+        del(qts);
+        wait_until_gone(qts, "m");
+    }
+    /* What is left is RAM. */
+    while (count_fds(qts) > 1 || count_mappings(qts) > 1) {
+        g_usleep(1000);
+    }
+    g_assert_cmpint(count_fds(qts), ==, 1);
+    qtest_quit(qts);
+}
+
 #define ADD(name, func) qtest_add_func("/guest-memfd/" name, func)
 
 int main(int argc, char **argv)
@@ -511,6 +586,7 @@ int main(int argc, char **argv)
     ADD("reserve=off is accepted", test_reserve_off_is_accepted);
     ADD("policy works or is refused", test_policy_works_or_is_refused);
     ADD("nothing leaks", test_nothing_leaks);
+    ADD("hot-plug a hundred times", test_hotplug_a_hundred_times);
     ADD("dump=off is honoured", test_dump_off_is_honoured);
     ADD("CPR is blocked", test_cpr_is_blocked);
     ADD("info guest-memfd", test_hmp);
