@@ -5,29 +5,20 @@ import signal
 import socket
 import struct
 import subprocess
-import unittest
 
-from baremetal import BUILD, Guest, GuestTest, GUEST_MEMFD, MEMFD, wait_for
+from baremetal import BaremetalTest, Guest
+from gmemlab import build_dir
+from gmemlab.machine import GUEST_MEMFD, MEMFD, wait_for
 
 
-class Boot(GuestTest):
+class Boot(BaremetalTest):
     """All RAM is the guest_memfd, as seen from outside."""
 
     def check_boot(self, machine, cpus, backend=GUEST_MEMFD):
         guest = self.start(machine=machine, cpus=cpus, backend=backend)
         guest.assert_works()
-        block = guest.block()
-        gmem = [m for m in guest.maps() if 'kvm-gmem' in m[-1]]
-        sizes = [int(m[0].split('-')[1], 16) - int(m[0].split('-')[0], 16)
-                 for m in gmem]
-        self.assertEqual(sizes, [Guest.SIZE])
-        self.assertEqual(int(gmem[0][4]), block['inode'])
-        self.assertEqual(gmem[0][1], 'rw-s')
-        self.assertFalse([m for m in guest.maps() if 'memfd:' in m[-1]])
+        block = self.check_that_ram_is_guest_memfd(guest, Guest.SIZE)
         self.assertGreaterEqual(block['allocated'], cpus * (32 << 20))
-        self.assertTrue(guest.bound(), block)
-        for slot in guest.slots('smm'):
-            self.assertEqual((slot['bound'], slot['reason']), (False, 'smm'))
 
     def test_q35_with_1_vcpu(self):
         self.check_boot('q35', 1)
@@ -72,7 +63,7 @@ class Boot(GuestTest):
         self.assertTrue(guest.bound())
 
 
-class DirtyLog(GuestTest):
+class DirtyLog(BaremetalTest):
     """Slots are replaced while vCPUs run, and no access is lost."""
 
     def check_toggle(self, machine, times):
@@ -93,7 +84,7 @@ class DirtyLog(GuestTest):
         self.check_toggle('microvm', 20)
 
 
-class Migration(GuestTest):
+class Migration(BaremetalTest):
     """The guest goes on writing and checking all the time."""
 
     def check_migration(self, source, target, **kwargs):
@@ -168,7 +159,7 @@ class Migration(GuestTest):
         self.assertIn('error', reply)
 
 
-class Inspection(GuestTest):
+class Inspection(BaremetalTest):
     """Other ways to look at the guest's memory."""
 
     def setUp(self):
@@ -215,11 +206,11 @@ class Inspection(GuestTest):
         self.assertEqual(bytes.fromhex(text.decode()), self.code[:64])
 
 
-class VhostUser(GuestTest):
+class VhostUser(BaremetalTest):
     """The fd is handed to another process, which maps it."""
 
     def test_seabios_boots_from_a_vhost_user_disk(self):
-        backend = os.path.join(BUILD, 'qemu/gmem/tests/vhost-user-blk')
+        backend = os.path.join(build_dir(), 'qemu/gmem/tests/vhost-user-blk')
         disk = os.path.join(self.dir, 'disk')
         path = os.path.join(self.dir, 'vhost')
         # mov al,'V'; out 0xe9,al; hlt; jmp back to hlt
@@ -243,7 +234,3 @@ class VhostUser(GuestTest):
             self.assertTrue(mapped)
             self.assertIn(f' {guest.block()["inode"]} ', mapped[0])
             guest.shutdown()
-
-
-if __name__ == '__main__':
-    unittest.main()

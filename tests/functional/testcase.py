@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What functional tests have in common."""
+import os
+import re
+import sys
+import tempfile
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(HERE)),
+                                'scripts'))
+from gmemlab.machine import ask_host      # noqa: E402
+
+
+class GuestTest(unittest.TestCase):
+    """Has a directory, and guests that end with the test.
+
+    A class whose tests run in the emulated host sets EMULATED_HOST to the
+    arguments of scripts/emulated-host.
+    """
+
+    EMULATED_HOST = None
+
+    @classmethod
+    def setUpClass(cls):
+        lacks = ask_host().get('missing')
+        if lacks:
+            raise unittest.SkipTest(lacks)
+
+    def setUp(self):
+        temp = tempfile.TemporaryDirectory(prefix='gmem-')
+        self.addCleanup(temp.cleanup)
+        self.dir = temp.name
+
+    def launch(self, guest):
+        """Launch a Machine that ends with the test; returns it."""
+        guest.launch()
+        self.addCleanup(guest.shutdown, hard=True)
+        return guest
+
+    def check_that_ram_is_guest_memfd(self, guest, size):
+        """All of ram0 is one mapping of a guest_memfd, and it is bound.
+
+        Returns what query-guest-memfd says of it.
+        """
+        block = guest.block()
+        # anon_inode:[kvm-gmem] or, on a later kernel, /[kvm-gmem] (deleted)
+        gmem = [m for m in guest.maps() if '[kvm-gmem]' in m[-1]]
+        self.assertEqual(len(gmem), 1, gmem)
+        address, mode, offset, _, inode, _ = gmem[0]
+        start, end = (int(x, 16) for x in address.split('-'))
+        self.assertEqual(
+            (end - start, mode, int(offset, 16), int(inode)),
+            (size, 'rw-s', 0, block['inode']))
+        # QEMU's RAM block is there, and not in some other memory.
+        text = guest.cmd('human-monitor-command', command_line='info ramblock')
+        row = re.search(r'^\s*\S*ram0\s.*?0x\w+\s+0x\w+\s+0x(\w+)\s+0x(\w+)',
+                        text, re.M)
+        self.assertEqual((int(row[1], 16), int(row[2], 16)), (size, start),
+                         text)
+        self.assertFalse([m for m in guest.maps() if 'memfd:' in m[-1]])
+
+        self.assertTrue(guest.bound(), block)
+        for slot in guest.slots('smm'):
+            self.assertEqual((slot['bound'], slot['reason']), (False, 'smm'))
+        return block
