@@ -100,10 +100,10 @@ class LinuxGuest(Machine):
             return condition()
         return wait_for(what, checked, self, seconds)
 
-    def wait_ready(self, times=1):
+    def wait_ready(self, times=1, seconds=BOOT_LIMIT):
         """Wait for the shell of the first boot, or of a later one."""
         self.wait_for('the guest to boot', lambda:
-                      self.output().count('gmem: ready\n') >= times)
+                      self.output().count('gmem: ready\n') >= times, seconds)
 
     def report(self):
         """What the guest said of itself when it had booted: a dict."""
@@ -114,10 +114,9 @@ class LinuxGuest(Machine):
         self._commands += 1
         start = f'gmem: begin {self._commands}\n'
         end = re.compile(f'gmem: end {self._commands} ([0-9]+)\n')
-        # Split, so that an echo of the command does not look like its output.
-        os.write(self._keyboard,
-                 f'echo gmem: "begin" {self._commands}; {command}\n'
-                 f'echo gmem: "end" {self._commands} $?\n'.encode())
+        # Quoted, so that an echo does not look like what is waited for.
+        os.write(self._keyboard, f'echo gmem: "begin" {self._commands}; '
+                 f'{command}; echo gmem: "end" {self._commands} $?\n'.encode())
         match = self.wait_for(f'the command {command}', lambda:
                               end.search(self.output()), seconds)
         text = self.output()
@@ -127,7 +126,7 @@ class LinuxGuest(Machine):
 
     def start_memcheck(self, megabytes, threads=1):
         """Keep so much of the guest's memory busy, and checked."""
-        self.run(f'memcheck {megabytes} {threads} & sleep 0')
+        self.run(f'memcheck {megabytes} {threads} & true')
         self.assert_works()
 
     def assert_works(self, passes=2):

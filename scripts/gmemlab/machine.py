@@ -73,7 +73,8 @@ class Machine(QEMUMachine):
     def assert_runs(self):
         """The guest is neither stopped nor did KVM give up on it."""
         status = self.cmd('query-status')['status']
-        assert status == 'running', f'the guest is {status}; {self.state()}'
+        assert status == 'running', \
+            f'the guest was stopped ({status}); {self.state()}'
 
     def blocks(self):
         """What query-guest-memfd says of RAM blocks, by their names."""

@@ -176,7 +176,7 @@ class Size(LinuxTest):
                       memdev='mem1')
             guest.wait_for('the guest to take it', lambda:
                            self.memory(guest) == before + 256 * MIB)
-            guest.run('memcheck 400 & sleep 0')
+            guest.run('memcheck 400 & true')
             guest.wait_for('it to be used', lambda:
                            self.allocated(guest, 'mem1') > 100 * MIB)
             guest.assert_works()
@@ -201,7 +201,7 @@ class Size(LinuxTest):
                   value=256 * MIB)
         guest.wait_for('the guest to take it', lambda:
                        self.memory(guest) == before + 256 * MIB)
-        guest.run('memcheck 500 & sleep 0')
+        guest.run('memcheck 500 & true')
         guest.wait_for('it to be used', lambda:
                        self.allocated(guest, 'mem1') > 100 * MIB)
         guest.assert_works()
