@@ -62,8 +62,8 @@ class EmulatedHost(unittest.TestCase):
                  for n in range(3)]
         for number, host in enumerate(hosts):
             out, err = host.communicate(timeout=300)
-            self.assertEqual((out, err, host.returncode),
-                             (f'{number}\n', '', 128 + 9))
+            self.assertEqual((out, host.returncode),
+                             (f'{number}\n', 128 + 9), err)
 
     def emulators(self):
         """Processes that serve our directory, by their command lines."""
