@@ -45,7 +45,8 @@ static bool check_properties(HostMemoryBackend *backend, Error **errp)
     }
     if (!backend->share) {
         error_setg(errp, "%s: 'share=off' is not possible, because a "
-                   "guest_memfd cannot be mapped privately; leave it out", type);
+                   "guest_memfd cannot be mapped privately; leave it out",
+                   type);
         return false;
     }
     if (backend->gmem.merge_asked) {

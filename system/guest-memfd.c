@@ -16,8 +16,8 @@
 #define PREALLOC_BYTES_PER_THREAD (128 * MiB)
 
 /* The same number on every architecture but alpha; new in Linux 6.5. */
-#ifndef __NR_cachestat
-#define __NR_cachestat 451
+#ifndef SYS_cachestat
+#define SYS_cachestat 451
 #endif
 
 static GuestMemfds guest_memfds = QTAILQ_HEAD_INITIALIZER(guest_memfds);
@@ -213,7 +213,7 @@ bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes)
         uint64_t recently_evicted;
     } pages;
 
-    if (syscall(__NR_cachestat, gmem->rb->fd, &range, &pages, 0) < 0) {
+    if (syscall(SYS_cachestat, gmem->rb->fd, &range, &pages, 0) < 0) {
         return false;
     }
     *bytes = pages.cache * qemu_real_host_page_size();

@@ -8,18 +8,14 @@
 
 #include "migration/blocker.h"
 
-#if __has_include("system/ramblock.h")
+/* QOMClassData: what a class_init function is passed. */
+#if QEMU_VERSION_MAJOR > 10 || QEMU_VERSION_MINOR >= 1
 #include "system/memory.h"
 #include "system/ramblock.h"
+typedef const void QOMClassData;
 #else
 #include "exec/memory.h"
 #include "exec/ramblock.h"
-#endif
-
-#if QEMU_VERSION_MAJOR > 10 || QEMU_VERSION_MINOR >= 1
-/* What a class_init function is passed. */
-typedef const void QOMClassData;
-#else
 typedef void QOMClassData;
 #endif
 

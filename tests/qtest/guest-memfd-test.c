@@ -369,6 +369,7 @@ static int count_fds(QTestState *qts)
         g_autofree char *info = g_strdup_printf("fdinfo/%s", name);
         g_autofree char *text = NULL;
         const char *flags;
+        unsigned long value;
 
         if (!target || !strstr(target, "kvm-gmem")) {
             continue;
@@ -379,7 +380,8 @@ static int count_fds(QTestState *qts)
         }
         flags = strstr(text, "flags:");
         g_assert_nonnull(flags);
-        g_assert_true(strtoul(flags + 6, NULL, 8) & 02000000);
+        g_assert_cmpint(sscanf(flags, "flags: %lo", &value), ==, 1);
+        g_assert_true(value & O_CLOEXEC);
         count++;
     }
     return count;

@@ -10,21 +10,17 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <stdint.h>
+#include "memcheck.h"
 
 #define TRAMPOLINE 0x8000
-#define LAPIC_ICR ((volatile uint32_t *)0xfee00300)
+#define LAPIC_ICR ((uint32_t *)0xfee00300)
 #define ICR_ALL_OTHERS 0x000c0000
 #define ICR_INIT 0x00004500
 #define ICR_STARTUP 0x00004600
 #define PAGE 4096
 
-extern char trampoline[], trampoline_end[];
-extern volatile uint32_t cpus_started;
-void boot_main(const uint32_t *info);
-void cpu_main(uint32_t cpu);
-
 static uint32_t start_mib, mib, cpus;
-static volatile uint32_t console_lock;
+static uint32_t console_lock;
 
 static void out8(uint16_t port, uint8_t value)
 {
@@ -75,13 +71,18 @@ static const char *parse(const char *s, uint32_t *n)
 }
 
 /* Depends on the address too, so that a page in the wrong place is seen. */
+static void send_ipi(uint32_t command)
+{
+    __atomic_store_n(LAPIC_ICR, command, __ATOMIC_RELEASE);
+}
+
 static uint32_t pattern(uint32_t addr, uint32_t pass)
 {
     return (addr ^ pass * 0x9e3779b1u) | 1;
 }
 
 static void report_corruption(uint32_t cpu, uint32_t pass,
-                              volatile uint32_t *p, uint32_t got)
+                              const uint32_t *p, uint32_t got)
 {
     lock_console();
     put("CORRUPT cpu ");
@@ -106,8 +107,8 @@ static void check_pass(uint32_t cpu, uint32_t pass)
     uint32_t end = addr + (mib << 20);
 
     for (; addr < end; addr += PAGE) {
-        volatile uint32_t *p = (uint32_t *)(addr + (pass & 0xff) * 4);
-        volatile uint32_t *last = (uint32_t *)(addr + ((pass - 1) & 0xff) * 4);
+        uint32_t *p = (uint32_t *)(addr + (pass & 0xff) * 4);
+        uint32_t *last = (uint32_t *)(addr + ((pass - 1) & 0xff) * 4);
         uint32_t got;
 
         __sync_lock_test_and_set(p, pattern(addr, pass));
@@ -165,9 +166,9 @@ void boot_main(const uint32_t *info)
         *to++ = *from;
     }
     if (cpus > 1) {
-        *LAPIC_ICR = ICR_ALL_OTHERS | ICR_INIT;
+        send_ipi(ICR_ALL_OTHERS | ICR_INIT);
         delay(10000);
-        *LAPIC_ICR = ICR_ALL_OTHERS | ICR_STARTUP | TRAMPOLINE >> 12;
+        send_ipi(ICR_ALL_OTHERS | ICR_STARTUP | TRAMPOLINE >> 12);
     }
     cpu_main(0);
 }

@@ -44,6 +44,7 @@ static uint64_t value(uint64_t pass, size_t page, size_t word)
 
 static void check_page(uint64_t pass, size_t page)
 {
+    /* volatile: to be read from memory, not remembered */
     volatile uint64_t *words = memory + page * PAGE_WORDS;
     size_t i;
 
@@ -99,14 +100,12 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: memcheck MIB [THREADS]\n");
         return 2;
     }
-    size = strtoul(argv[1], NULL, 0) << 20;
-    if (argc > 2) {
-        n_threads = strtoul(argv[2], NULL, 0);
-    }
-    if (!size || !n_threads) {
-        fprintf(stderr, "memcheck: neither number can be 0\n");
+    if (sscanf(argv[1], "%zu", &size) != 1 || !size ||
+        (argc > 2 && sscanf(argv[2], "%lu", &n_threads) != 1) || !n_threads) {
+        fprintf(stderr, "memcheck: these are not two positive numbers\n");
         return 2;
     }
+    size <<= 20;
     n_pages = size / 4096;
     memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
