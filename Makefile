@@ -14,7 +14,7 @@ help:
 	@echo "make host CMD='...'  run a command in the emulated host"
 	@echo 'make build    build the emulator: $(BUILD)/qemu-system-x86_64'
 	@echo 'make patches  print the integration as a patch series, for reading'
-	@echo 'make clean    remove what was built; distclean: and what was downloaded'
+	@echo 'make clean    remove what was built; distclean: all of build/'
 	@echo './configure --help  for builds that differ'
 
 all: build
@@ -28,7 +28,7 @@ build: configured
 
 # What every guest needs besides the emulator.
 guest: build
-	@scripts/kernel > $(BUILD)/kernel.path
+	@scripts/kernel > /dev/null
 
 run: guest
 	@scripts/run-guest
@@ -53,10 +53,11 @@ check-%: guest
 patches: configured
 	@scripts/patches
 
+# Downloads, their unpacked sources and what guests wrote out are kept.
 clean:
-	rm -rf $(BUILD)/qemu $(BUILD)/src $(BUILD)/qemu-10.0.13 \
-	    $(BUILD)/src-10.0.13 $(BUILD)/nokvm $(BUILD)/guest $(BUILD)/patches \
-	    $(BUILD)/share $(BUILD)/source $(BUILD)/emulators $(BUILD)/*.log $(BUILD)/qemu-system-*
+	test ! -d $(BUILD) || find $(BUILD) -mindepth 1 -maxdepth 1 \
+	    ! -name downloads ! -name 'pristine*' ! -name share \
+	    ! -name ccache -exec rm -rf {} +
 
 distclean:
 	rm -rf $(BUILD)
