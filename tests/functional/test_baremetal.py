@@ -7,6 +7,7 @@ import struct
 import subprocess
 
 from baremetal import BaremetalTest, Guest
+from testcase import MigrationTests
 from gmemlab import build_dir
 from gmemlab.machine import GUEST_MEMFD, MEMFD, wait_for
 
@@ -84,72 +85,33 @@ class DirtyLog(BaremetalTest):
         self.check_toggle('microvm', 20)
 
 
-class Migration(BaremetalTest):
-    """The guest goes on writing and checking all the time."""
+class Migration(MigrationTests, BaremetalTest):
+    """Of a bare-metal guest."""
 
-    def check_migration(self, source, target, **kwargs):
-        a = self.start('source', backend=source, **kwargs)
-        b = self.start('target', backend=target,
-                       args=['-incoming', 'defer'])
-        a.assert_works()
-        path = os.path.join(self.dir, 'migration')
-        b.cmd('migrate-incoming', uri='unix:' + path)
-        a.migrate_to('unix:' + path)
-        wait_for('the target to run', lambda:
-                 b.cmd('query-status')['status'] == 'running', b)
-        b.assert_works()
-        self.assertNotIn('CORRUPT', a.output())
-        # Not started anew: it goes on counting.
-        self.assertNotIn('pass 1\n', b.output())
-        return b
+    SIZE = Guest.SIZE
+    FRESH = 'pass 1\n'
 
-    def test_to_the_same_backend(self):
-        self.assertTrue(self.check_migration(GUEST_MEMFD, GUEST_MEMFD).bound())
-
-    def test_to_memfd(self):
-        self.check_migration(GUEST_MEMFD, MEMFD)
+    def start_checking(self, *args, **kwargs):
+        guest = self.start(*args, **kwargs)
+        guest.assert_works()
+        return guest
 
     def test_from_memfd(self):
-        self.assertTrue(self.check_migration(MEMFD, GUEST_MEMFD).bound())
+        self.check_migration(MEMFD, GUEST_MEMFD)
 
     def test_with_a_dirty_ring(self):
         # Large enough for what a vCPU writes, as a full one stops it.
         self.check_migration(GUEST_MEMFD, GUEST_MEMFD,
                              accel='kvm,dirty-ring-size=65536')
 
-    def test_slots_are_bound_again_after_a_cancelled_one(self):
-        guest = self.start()
-        guest.assert_works()
-        guest.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
-        guest.cmd('migrate', uri='exec:cat > /dev/null')
-        guest.wait_migration('active')
-        self.assertEqual({s['reason'] for s in guest.slots()}, {'dirty-log'})
-        guest.assert_works()
-        guest.cmd('migrate_cancel')
-        guest.wait_migration('cancelled')
-        self.assertTrue(guest.bound())
-        guest.assert_works()
-
     def test_slots_are_bound_again_after_a_failed_one(self):
-        guest = self.start()
-        guest.assert_works()
+        guest = self.start_checking()
         guest.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
         guest.cmd('migrate', uri='exec:head -c 100000 > /dev/null')
         wait_for('migration to fail', lambda:
                  guest.cmd('query-migrate')['status'] == 'failed', guest)
         wait_for('slots to be bound', guest.bound, guest)
         guest.assert_works()
-
-    def test_to_a_file_and_back(self):
-        guest = self.start('source')
-        guest.assert_works()
-        path = os.path.join(self.dir, 'state')
-        guest.migrate_to('file:' + path)
-        guest.shutdown()
-        guest = self.start('target', args=['-incoming', 'file:' + path])
-        guest.assert_works()
-        self.assertNotIn('pass 1\n', guest.output())
-        self.assertTrue(guest.bound())
 
     def test_postcopy_to_guest_memfd_is_refused(self):
         # It has no userfaultfd; the source does not need one.

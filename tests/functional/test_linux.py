@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Linux guests on guest_memfd, in the emulated host."""
-import os
 import re
 
-from testcase import GuestTest
+from testcase import GuestTest, MigrationTests
 from gmemlab.guest import LinuxGuest
-from gmemlab.machine import GUEST_MEMFD, MEMFD, wait_for
+from gmemlab.machine import GUEST_MEMFD, wait_for
 
 MIB = 1 << 20
 
@@ -85,59 +84,19 @@ class DirtyLog(LinuxTest):
         self.check_that_ram_is_guest_memfd(guest, 512 * MIB)
 
 
-class Migration(LinuxTest):
-    """The guest goes on writing and checking all the time."""
+class Migration(MigrationTests, LinuxTest):
+    """Of a Linux guest."""
 
-    def check_migration(self, source, target):
-        a = self.start('source', cpus=2, backend=source)
-        b = self.start('target', cpus=2, backend=target,
-                       args=['-incoming', 'defer'])
-        a.start_memcheck(40, 2)
-        path = os.path.join(self.dir, 'migration')
-        b.cmd('migrate-incoming', uri='unix:' + path)
-        a.migrate_to('unix:' + path)
-        wait_for('the target to run', lambda:
-                 b.cmd('query-status')['status'] == 'running', b)
-        b.assert_works()
-        # The same guest, not one that booted anew.
-        self.assertNotIn('gmem: ready', b.output())
-        self.assertNotIn('check: pass=1 ', b.output())
-        self.assertIn('memcheck', b.run('ps'))
-        return b
+    SIZE = 512 * MIB
+    FRESH = 'gmem: ready'
 
-    def test_to_the_same_backend(self):
-        guest = self.check_migration(GUEST_MEMFD, GUEST_MEMFD)
-        self.check_that_ram_is_guest_memfd(guest, 512 * MIB)
+    def start(self, *args, **kwargs):
+        return super().start(*args, cpus=2, **kwargs)
 
-    def test_to_memfd(self):
-        self.check_migration(GUEST_MEMFD, MEMFD)
-
-    def test_slots_are_bound_again_after_a_cancelled_one(self):
-        guest = self.start(cpus=2)
+    def start_checking(self, *args, **kwargs):
+        guest = self.start(*args, **kwargs)
         guest.start_memcheck(40, 2)
-        guest.cmd('migrate-set-parameters', max_bandwidth=MIB)
-        guest.cmd('migrate', uri='exec:cat > /dev/null')
-        guest.wait_migration('active')
-        self.assertEqual({s['reason'] for s in guest.slots()}, {'dirty-log'})
-        guest.assert_works()
-        guest.cmd('migrate_cancel')
-        guest.wait_migration('cancelled')
-        self.check_that_ram_is_guest_memfd(guest, 512 * MIB)
-        guest.assert_works()
-
-    def test_to_a_file_and_back(self):
-        guest = self.start('source', cpus=2)
-        guest.start_memcheck(40, 2)
-        path = os.path.join(self.dir, 'state')
-        guest.migrate_to('file:' + path)
-        guest.shutdown()
-        guest = self.start('target', cpus=2,
-                           args=['-incoming', 'file:' + path])
-        wait_for('the state to be read', lambda:
-                 guest.cmd('query-status')['status'] == 'running', guest)
-        guest.assert_works()
-        self.assertNotIn('gmem: ready', guest.output())
-        self.check_that_ram_is_guest_memfd(guest, 512 * MIB)
+        return guest
 
 
 class Size(LinuxTest):

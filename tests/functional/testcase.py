@@ -9,7 +9,8 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(HERE)),
                                 'scripts'))
-from gmemlab.machine import ask_host      # noqa: E402
+from gmemlab.machine import (GUEST_MEMFD, MEMFD,      # noqa: E402
+                             ask_host, wait_for)
 
 
 class GuestTest(unittest.TestCase):
@@ -64,3 +65,58 @@ class GuestTest(unittest.TestCase):
         for slot in guest.slots('smm'):
             self.assertEqual((slot['bound'], slot['reason']), (False, 'smm'))
         return block
+
+
+class MigrationTests:
+    """A guest that writes and checks its memory is migrated.
+
+    Inherited beside a GuestTest that has
+      start(name, backend=, accel=, args=)  a guest with two vCPUs
+      start_checking(...)                   the same, and it checks memory
+      SIZE                                  bytes of its ram0
+      FRESH                                 what a guest says that boots anew
+    """
+
+    def check_target(self, guest, backend):
+        """It goes on where the source was, and not from the start."""
+        wait_for('the target to run', lambda:
+                 guest.cmd('query-status')['status'] == 'running', guest)
+        guest.assert_works()
+        self.assertNotIn(self.FRESH, guest.output())
+        if backend == GUEST_MEMFD:
+            self.check_that_ram_is_guest_memfd(guest, self.SIZE)
+
+    def check_migration(self, source, target, **kwargs):
+        a = self.start_checking('source', backend=source, **kwargs)
+        b = self.start('target', backend=target, args=['-incoming', 'defer'])
+        path = os.path.join(self.dir, 'migration')
+        b.cmd('migrate-incoming', uri='unix:' + path)
+        a.migrate_to('unix:' + path)
+        self.check_target(b, target)
+        self.assertNotIn('CORRUPT', a.output())
+
+    def test_to_the_same_backend(self):
+        self.check_migration(GUEST_MEMFD, GUEST_MEMFD)
+
+    def test_to_memfd(self):
+        self.check_migration(GUEST_MEMFD, MEMFD)
+
+    def test_slots_are_bound_again_after_a_cancelled_one(self):
+        guest = self.start_checking()
+        guest.cmd('migrate-set-parameters', max_bandwidth=1 << 20)
+        guest.cmd('migrate', uri='exec:cat > /dev/null')
+        guest.wait_migration('active')
+        self.assertEqual({s['reason'] for s in guest.slots()}, {'dirty-log'})
+        guest.assert_works()
+        guest.cmd('migrate_cancel')
+        guest.wait_migration('cancelled')
+        self.check_that_ram_is_guest_memfd(guest, self.SIZE)
+        guest.assert_works()
+
+    def test_to_a_file_and_back(self):
+        guest = self.start_checking('source')
+        path = os.path.join(self.dir, 'state')
+        guest.migrate_to('file:' + path)
+        guest.shutdown()
+        guest = self.start('target', args=['-incoming', 'file:' + path])
+        self.check_target(guest, GUEST_MEMFD)
