@@ -17,6 +17,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -25,6 +26,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 #include <glib.h>
+#include <linux/kvm.h>
+#include <linux/kvm_para.h>
 
 #include "../../accel/kvm/guest-memfd-uapi.h"
 
@@ -49,6 +52,7 @@ typedef struct SimConfig {
     bool kvm;                   /* guest code runs on the real KVM */
     SimGeneration generation;
     uint32_t vm_types;          /* bit n: VM type n is offered */
+    bool strict;                /* what a kernel refuses is a violation */
     bool scramble;              /* contents change where they are undefined */
     char *log;                  /* path of the log, or NULL */
     char *report;               /* path of the report, or NULL */
@@ -65,6 +69,26 @@ int sim_fault(const char *call, uint64_t *error_offset);
 
 /* Read the file that SIMKVM names; a mistake in it ends the program. */
 void sim_config_load(void);
+
+/*
+ * A call with arguments that a kernel refuses with @error, a positive errno.
+ * No emulator has to make it, so it is a violation; without "strict", and in
+ * the conformance suite that means, it is answered.  Returns -@error.
+ */
+int sim_refuse(int error, const char *format, ...) G_GNUC_PRINTF(2, 3);
+
+/*
+ * Words of a line of the configuration.  Both end the program on a mistake.
+ * @name: "key" of a word "key=value"; the word is taken out of @words.
+ * Returns the value, or NULL if there is no such word; do not free it.
+ */
+const char *sim_option(GPtrArray *words, const char *name);
+uint64_t sim_number(const char *word);
+/* Is @word @yes, or is it @no?  Anything else is a mistake. */
+bool sim_choice(const char *word, const char *yes, const char *no);
+/* The value of an errno's name, or "0". */
+int sim_errno(const char *name);
+void sim_mistake(const char *format, ...) G_GNUC_PRINTF(1, 2) G_GNUC_NORETURN;
 
 /* --- report.c --- */
 
@@ -95,20 +119,19 @@ typedef enum SimCount {
 
 void sim_count(SimCount what, uint64_t n);
 
-/* Look how much memory is allocated now; the report has the peak. */
-void sim_sample_memory(void);
+/* Bytes allocated now: in guest_memfd, and in the other memory of slots. */
+void sim_report_memory(uint64_t gmem, uint64_t other);
+/* What the report says of the launch, a JSON value; replaces what it said. */
+void sim_report_launch(const char *json);
+/* Write the report now. */
+void sim_report_write(void);
 
 /* --- interpose.c: descriptors, and the calls of libc --- */
 
 typedef enum SimKind {
-    SIM_SYSTEM, SIM_VM, SIM_VCPU, SIM_GMEM, SIM_DEVICE, SIM_SEV, SIM_STATS,
+    SIM_SYSTEM, SIM_VM, SIM_VCPU, SIM_GMEM, SIM_SEV,
 } SimKind;
 
-typedef struct SimCall {
-    unsigned long request;
-    const char *name;
-    int (*fn)(void *object, void *arg);
-} SimCall;
 
 /*
  * Make @fd a descriptor of the model.  Takes @fd, and a reference to @object
@@ -124,6 +147,10 @@ int sim_file_add(int fd, SimKind kind, void *object,
 void *sim_file_get(int fd, SimKind kind, SimFile **file);
 void sim_file_put(SimFile *file);
 
+/* An ioctl on a descriptor of the model. */
+int sim_ioctl(SimKind kind, void *object, int fd, unsigned long request,
+              void *arg);
+
 /* libc's own, past the model. */
 int sim_real_ioctl(int fd, unsigned long request, void *arg);
 void *sim_real_mmap(void *addr, size_t len, int prot, int flags, int fd,
@@ -131,7 +158,12 @@ void *sim_real_mmap(void *addr, size_t len, int prot, int flags, int fd,
 int sim_real_munmap(void *addr, size_t len);
 int sim_real_close(int fd);
 int sim_real_open(const char *path, int flags);
+/* Returns 0 or -errno. */
 int sim_real_fallocate(int fd, int mode, off_t offset, off_t len);
+
+int sim_real_dup(int fd);
+struct stat;
+int sim_real_fstat(int fd, struct stat *st);
 
 /* Copy, or -EFAULT; a page that cannot be touched raises no signal. */
 int sim_copy_from_user(void *dst, const void *user, size_t len);
@@ -167,7 +199,7 @@ typedef struct SimSlot {
     uint8_t *hva;
     SimGmem *gmem;              /* with a reference, or NULL: plain slot */
     uint64_t offset;            /* bytes, in the file */
-    uint64_t *dirty;            /* a bit a page, if it logs */
+    uint8_t *dirty;             /* a bit a page, if it logs */
 } SimSlot;
 
 typedef struct SimMapping {
@@ -181,6 +213,7 @@ struct SimGmem {
     int refs;                   /* atomic: descriptors and slots */
     SimVm *vm;                  /* with a reference */
     int fd;                     /* of the model's own */
+    uint64_t number;            /* the n-th of the process, from 0 */
     uint64_t size;              /* bytes */
     uint64_t flags;             /* GUEST_MEMFD_FLAG_* as asked for */
     uint8_t *view;              /* all of it, whatever the state of a page */
@@ -188,42 +221,76 @@ struct SimGmem {
     SimBitmap private;          /* in place only: state of the pages */
     SimBitmap populated;        /* pages that a launch command has assigned */
     GArray *mappings;           /* SimMapping: the emulator's */
-    GArray *bindings;           /* SimSlot *: may be stale in nothing */
-    GArray *pins;               /* SimPin, from the fault plan */
 };
 
 /*
- * The memslot of address space 0 at a gpa, or NULL.  Caller holds vm->lock.
+ * Somebody else's hold on pages of a file: conversion to private fails on
+ * them so many times, UINT64_MAX: for ever.
  */
+typedef struct SimPin {
+    uint64_t file;              /* SimGmem.number */
+    uint64_t offset, size;      /* bytes */
+    uint64_t times;
+} SimPin;
+
+/* The first pinned offset in a range, or UINT64_MAX; uses up one time. */
+uint64_t sim_pinned(uint64_t file, uint64_t offset, uint64_t size);
+void sim_pin(const SimPin *pin);
+
+/* The memslot of address space 0 at a gpa, or NULL.  With vm->lock held. */
 SimSlot *sim_slot_find(SimVm *vm, uint64_t gpa);
 
-/* Is the page private?  Caller holds vm->lock.  A gpa without slot is not. */
+/*
+ * Is the page private?  A gpa without a slot is not, unless the state is kept
+ * VM-wide.  With vm->lock held.
+ */
 bool sim_gpa_private(SimVm *vm, uint64_t gpa);
 
 /*
- * Contents of the page as the guest would see them if its state were
- * @private; NULL if there is nothing.  Caller holds vm->lock.  The page may be
- * the emulator's memory: only sim_copy_*_user() for it, if @private is false.
+ * The page that the guest sees there, its state being @private; NULL if there
+ * is none.  Private and in-place contents is the model's own view; shared
+ * contents may be the emulator's memory: use sim_copy_*_user() for that.
+ * With vm->lock held.
  */
 uint8_t *sim_gpa_page(SimVm *vm, uint64_t gpa, bool private);
 
+/*
+ * The guest's access to @len bytes within a page, by its state.  Returns 0;
+ * -ENOENT: no slot, it leaves as MMIO; -EFAULT: the page cannot be had.
+ */
+int sim_guest_access(SimVm *vm, uint64_t gpa, void *data, size_t len,
+                     bool write);
+
 int sim_gmem_create(SimVm *vm, struct kvm_create_guest_memfd *args);
 int sim_gmem_convert(SimGmem *gmem, struct gmem_memory_attributes2 *args);
+int sim_gmem_fallocate(SimGmem *gmem, int mode, off_t offset, off_t len);
 int sim_vm_set_attributes(SimVm *vm, struct kvm_memory_attributes *args);
 int sim_set_region(SimVm *vm, const struct kvm_userspace_memory_region2 *r);
-void sim_gmem_put(SimGmem *gmem);
+int sim_get_dirty_log(SimVm *vm, const struct kvm_dirty_log *log);
+void sim_slot_free(SimSlot *slot);
+
+/* What the VM has, or the system if it is NULL. */
+uint64_t sim_gmem_flags(const SimVm *vm);       /* _CAP_GUEST_MEMFD_FLAGS */
+bool sim_has_gmem(const SimVm *vm);             /* _CAP_GUEST_MEMFD */
+bool sim_has_readonly(const SimVm *vm);         /* _CAP_READONLY_MEM */
+uint32_t sim_address_spaces(const SimVm *vm);   /* _CAP_MULTI_ADDRESS_SPACE */
+
+SimGmem *sim_gmem_ref(SimGmem *gmem);
+void sim_gmem_unref(SimGmem *gmem);
+/* mmap() of a guest_memfd: the address, or MAP_FAILED with errno set. */
 void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
                     int fd, off_t offset);
-/* Mappings of any guest_memfd in the range are gone. */
-void sim_gmem_unmapped(void *addr, size_t len);
-/* Scramble private pages that no launch command has populated. */
-void sim_vm_scramble_unpopulated(SimVm *vm);
-
+/* To be called before the range is unmapped or mapped anew. */
+void sim_gmem_unmap(void *addr, size_t len);
 /*
- * Is @addr, where SIGBUS was raised, in a mapping of a guest_memfd?  Sets
- * its offset in the file.
+ * The guest_memfd that is mapped at @addr, with a reference, and the offset
+ * there; or NULL.
  */
-bool sim_gmem_address(const void *addr, uint64_t *offset);
+SimGmem *sim_gmem_at(const void *addr, uint64_t *offset);
+/* Undefined contents: pages that are private and that no launch has taken. */
+void sim_vm_scramble_unpopulated(SimVm *vm);
+/* Take the memory that the VM uses now into the report.  Takes vm->lock. */
+void sim_vm_sample_memory(SimVm *vm);
 
 /* --- vm.c --- */
 
@@ -235,12 +302,12 @@ typedef enum SimLaunch {
 } SimLaunch;
 
 struct SimVm {
+    int real;                   /* in kvm mode: the real VM, our descriptor */
     int refs;                   /* atomic: descriptors, vCPUs, files */
-    int fd;                     /* in kvm mode that of the real VM, else -1 */
     uint32_t type;              /* KVM_X86_*_VM */
     pthread_mutex_t lock;       /* for what follows */
-    GTree *slots;               /* gpa -> SimSlot, by address space and gpa */
-    GHashTable *slots_by_id;
+    GPtrArray *slots;           /* SimSlot * */
+    GPtrArray *gmems;           /* SimGmem *, no references */
     SimBitmap private;          /* VM-wide state, generations 0 and 1 */
     GPtrArray *vcpus;           /* SimVcpu *, no references */
     GHashTable *kept;           /* state that is set and given back */
@@ -257,8 +324,34 @@ struct SimVm {
     void *tdx;                  /* tdx.c's own */
 };
 
+/* Return a descriptor, or -errno. */
+int sim_open_kvm(int flags);
+int sim_open_sev(int flags);
+
 SimVm *sim_vm_ref(SimVm *vm);
 void sim_vm_unref(SimVm *vm);
+
+/* A handler's answer in kvm mode: ask the real KVM. */
+#define SIM_PASS INT32_MIN
+
+/* KVM_CAP_GUEST_MEMFD_MEMORY_ATTRIBUTES, as applied: not in a release yet. */
+#define SIM_CAP_GMEM_ATTRIBUTES 252
+
+/* JSON members that the log line of this call shall have. */
+void sim_detail(const char *format, ...) G_GNUC_PRINTF(1, 2);
+
+/*
+ * Does an eventfd wait for this write of the guest?  Then it is signalled,
+ * and the write does not leave KVM.
+ */
+bool sim_ioeventfd_signal(SimVm *vm, bool port, uint64_t addr, uint32_t len,
+                          uint64_t value);
+
+/* Is the state of pages kept in their guest_memfd? */
+static inline bool sim_in_place(void)
+{
+    return sim_config.generation == SIM_G2;
+}
 
 /* Has this type of VM private memory? */
 static inline bool sim_vm_has_private(const SimVm *vm)
@@ -278,15 +371,56 @@ struct SimVcpu {
     GHashTable *msrs;           /* index -> uint64_t */
     struct kvm_cpuid2 *cpuid;   /* as set */
     SimScript *script;          /* scripted mode */
+    uint64_t hypercall[3];      /* real.c: gpa, pages, attributes asked for */
+    int pending;                /* real.c: what is to be completed */
     bool tdx_initialized;
 };
 
+/* Returns a descriptor, or -errno. */
+int sim_vcpu_create(SimVm *vm, int id);
+int sim_vcpu_ioctl(SimVcpu *vcpu, int fd, unsigned long request, void *arg);
+
+/* State that the emulator sets, and is given back as it is. */
+typedef struct SimKept {
+    SimKind kind;
+    uint32_t get, set;          /* ioctls; 0: there is none */
+    const char *get_name, *set_name;
+    const char *key;
+    size_t size;                /* bytes */
+} SimKept;
+
+const SimKept *sim_kept_find(SimKind kind, unsigned long request, bool *set);
+GHashTable *sim_kept_new(void);
+int sim_kept_access(GHashTable *table, const SimKept *kept, bool set,
+                    void *arg);
+
 /* Returns a list of what the model supports; g_free() it. */
 struct kvm_cpuid2 *sim_cpuid_supported(void);
+extern const uint32_t sim_msrs[];
+extern const uint32_t sim_nr_msrs;
 
 /* --- script.c --- */
 
+/* A line of the configuration for vCPU @id, or for all of them if it is -1. */
+void sim_script_add(int id, const char *verb, GPtrArray *words);
+/* KVM_RUN in scripted mode. */
 int sim_script_run(SimVcpu *vcpu);
+void sim_script_free(SimScript *script);
+
+/* --- real.c: kvm mode, the real KVM below the model --- */
+
+/* Returns a guest_memfd of the real VM, mappable and shared, or -errno. */
+int sim_real_create_gmem(SimVm *vm, uint64_t size);
+/* Bytes allocated in a real guest_memfd. */
+uint64_t sim_real_allocated(int fd);
+/* A slot has changed, or the state of pages.  With vm->lock held. */
+int sim_real_set_region(SimVm *vm,
+                        const struct kvm_userspace_memory_region2 *r);
+int sim_real_attributes_changed(SimVm *vm, uint64_t gpa, uint64_t size);
+/* KVM_RUN in kvm mode. */
+int sim_real_run(SimVcpu *vcpu, int fd);
+/* Returns a descriptor of a real VM of the default type, or -errno. */
+int sim_real_create_vm(void);
 
 /* --- sev.c, tdx.c: launch commands --- */
 

@@ -1,0 +1,633 @@
+/*
+ * simkvm: vCPUs that do what a script says
+ *
+ * A script is the guest: each of its lines is an access, a request or a
+ * check, as docs/testing.md lists them.  KVM_RUN goes through it until a line
+ * has to leave to the emulator, and checks on the way back in what the
+ * emulator has made of it.  What is not as the script wants is a violation.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include "simkvm.h"
+
+#define PIO_OFFSET SIM_PAGE             /* of port I/O data in kvm_run */
+#define MAX_FAULTS 1000                 /* for one page without progress */
+#define MAX_NESTING 8
+
+typedef enum Verb {
+    MAP_GPA, FAULT, READ, WRITE, FILL, CHECK, IN, OUT, PRINT, BARRIER, REPEAT,
+    END, HALT, SHUTDOWN, RANDOM, STATE,
+} Verb;
+
+typedef struct Op {
+    Verb verb;
+    uint64_t a, b, c;
+    bool private, option;
+    int64_t expect;
+    char *text;
+} Op;
+
+struct SimScript {
+    GArray *ops;                /* Op, for this vCPU; not its own */
+    guint at;                   /* the next one */
+    bool left;                  /* the one before has left to the emulator */
+    uint64_t step;              /* within an op that leaves several times */
+    uint64_t faults;            /* memory faults for the same page */
+    struct {
+        guint begin;
+        uint64_t left;
+    } loop[MAX_NESTING];
+    int loops;
+    uint64_t barriers;          /* passed so far */
+    uint64_t random;            /* state of the generator */
+    Op drawn;                   /* what RANDOM has drawn */
+};
+
+static GHashTable *scripts;             /* vCPU, or -1 -> GArray of Op */
+
+/* --- parsing --- */
+
+static const char *word(GPtrArray *words, guint n, const char *usage)
+{
+    if (n >= words->len) {
+        sim_mistake("%s", usage);
+    }
+    return g_ptr_array_index(words, n);
+}
+
+static uint64_t number(GPtrArray *words, guint n, const char *usage)
+{
+    return sim_number(word(words, n, usage));
+}
+
+static bool private(GPtrArray *words, guint n, const char *usage)
+{
+    return sim_choice(word(words, n, usage), "private", "shared");
+}
+
+/* The value of "name=", by default @value; -1 is "any". */
+static int64_t expected(GPtrArray *words, const char *name, int64_t value)
+{
+    const char *option = sim_option(words, name);
+
+    if (!option) {
+        return value;
+    }
+    if (!strcmp(option, "any")) {
+        return -1;
+    }
+    return option[0] == 'E' ? sim_errno(option) : (int64_t)sim_number(option);
+}
+
+static const struct {
+    const char *name;
+    Verb verb;
+    const char *usage;
+    guint words;
+} verbs[] = {
+    { "map-gpa", MAP_GPA,
+      "map-gpa GPA PAGES private|shared [ret=0|EINVAL|EAGAIN|any]", 3 },
+    { "fault", FAULT, "fault GPA SIZE private|shared [stale]", 3 },
+    { "read", READ, "read GPA SIZE [expect=VALUE]", 2 },
+    { "write", WRITE, "write GPA SIZE VALUE", 3 },
+    { "fill", FILL, "fill GPA PAGES SEED", 3 },
+    { "check", CHECK, "check GPA PAGES SEED", 3 },
+    { "in", IN, "in PORT SIZE [expect=VALUE]", 2 },
+    { "out", OUT, "out PORT SIZE VALUE", 3 },
+    { "print", PRINT, "print WORD...", 0 },
+    { "barrier", BARRIER, "barrier", 0 },
+    { "repeat", REPEAT, "repeat TIMES", 1 },
+    { "end", END, "end", 0 },
+    { "halt", HALT, "halt", 0 },
+    { "shutdown", SHUTDOWN, "shutdown", 0 },
+    { "random", RANDOM, "random SEED COUNT GPA PAGES", 4 },
+    { "state", STATE, "state GPA PAGES private|shared", 3 },
+};
+
+void sim_script_add(int id, const char *verb, GPtrArray *words)
+{
+    const char *usage = NULL;
+    GArray *ops;
+    Op op = {};
+    size_t i;
+
+    if (!scripts) {
+        scripts = g_hash_table_new(NULL, NULL);
+    }
+    ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(id));
+    if (!ops) {
+        ops = g_array_new(FALSE, TRUE, sizeof(Op));
+        g_hash_table_insert(scripts, GINT_TO_POINTER(id), ops);
+    }
+
+    for (i = 0; i < G_N_ELEMENTS(verbs); i++) {
+        if (!strcmp(verb, verbs[i].name)) {
+            op.verb = verbs[i].verb;
+            usage = verbs[i].usage;
+            break;
+        }
+    }
+    if (!usage) {
+        sim_mistake("a vCPU cannot '%s'", verb);
+    }
+    op.expect = expected(words, op.verb == MAP_GPA ? "ret" : "expect",
+                         op.verb == MAP_GPA ? 0 : -1);
+    if (op.verb == FAULT && words->len == 4 &&
+        !strcmp(g_ptr_array_index(words, 3), "stale")) {
+        op.option = true;
+        g_ptr_array_set_size(words, 3);
+    }
+    if (op.verb == PRINT) {
+        g_ptr_array_add(words, NULL);
+        op.text = g_strjoinv(" ", (char **)words->pdata);
+        g_array_append_val(ops, op);
+        return;
+    }
+    if (words->len != verbs[i].words) {
+        sim_mistake("%s", usage);
+    }
+    op.a = words->len > 0 ? number(words, 0, usage) : 0;
+    op.b = words->len > 1 ? number(words, 1, usage) : 0;
+    if (op.verb == MAP_GPA || op.verb == FAULT || op.verb == STATE) {
+        op.private = private(words, 2, usage);
+    } else if (words->len > 2) {
+        op.c = number(words, 2, usage);
+    }
+    if (op.verb == RANDOM) {
+        op.expect = number(words, 3, usage);    /* pages */
+    }
+    if ((op.verb == READ || op.verb == WRITE || op.verb == IN ||
+         op.verb == OUT) && op.b != 1 && op.b != 2 && op.b != 4 &&
+        op.b != 8) {
+        sim_mistake("%s: a size of 1, 2, 4 or 8 bytes", usage);
+    }
+    g_array_append_val(ops, op);
+}
+
+static SimScript *script_of(SimVcpu *vcpu)
+{
+    if (!vcpu->script) {
+        SimScript *s = g_new0(SimScript, 1);
+
+        if (scripts) {
+            s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(vcpu->id));
+            if (!s->ops) {
+                s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(-1));
+            }
+        }
+        vcpu->script = s;
+    }
+    return vcpu->script;
+}
+
+void sim_script_free(SimScript *script)
+{
+    g_free(script);
+}
+
+/* --- waiting --- */
+
+/*
+ * Wait until the emulator wants the vCPU back: it sets immediate_exit in a
+ * signal handler.  With signals blocked, none comes between look and wait.
+ */
+static int wait_for_signal(SimVcpu *vcpu)
+{
+    sigset_t all, old;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    if (!__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_ACQUIRE)) {
+        ppoll(NULL, 0, NULL, &old);
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -EINTR;
+}
+
+/* --- leaving to the emulator --- */
+
+static int leave(SimVcpu *vcpu, uint32_t reason, const char *name)
+{
+    vcpu->run->exit_reason = reason;
+    vcpu->script->left = true;
+    sim_count(SIM_EXITS, 1);
+    sim_log(name, 0, "\"vcpu\": %d", vcpu->id);
+    return 0;
+}
+
+static int leave_hypercall(SimVcpu *vcpu, const Op *op)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->hypercall.nr = KVM_HC_MAP_GPA_RANGE;
+    run->hypercall.args[0] = op->a;
+    run->hypercall.args[1] = op->b;
+    run->hypercall.args[2] = op->private ? KVM_MAP_GPA_RANGE_ENCRYPTED
+                                         : KVM_MAP_GPA_RANGE_DECRYPTED;
+    run->hypercall.ret = 0;
+    run->hypercall.flags = KVM_EXIT_HYPERCALL_LONG_MODE;
+    return leave(vcpu, KVM_EXIT_HYPERCALL, "KVM_EXIT_HYPERCALL");
+}
+
+static int leave_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
+                       bool private)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->memory_fault.flags = private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0;
+    run->memory_fault.gpa = gpa;
+    run->memory_fault.size = size;
+    leave(vcpu, KVM_EXIT_MEMORY_FAULT, "KVM_EXIT_MEMORY_FAULT");
+    return -EFAULT;
+}
+
+static int leave_io(SimVcpu *vcpu, bool write, uint16_t port, uint8_t size,
+                    uint64_t value)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->io.direction = write ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN;
+    run->io.size = size;
+    run->io.port = port;
+    run->io.count = 1;
+    run->io.data_offset = PIO_OFFSET;
+    memcpy((uint8_t *)run + PIO_OFFSET, &value, size);
+    return leave(vcpu, KVM_EXIT_IO, "KVM_EXIT_IO");
+}
+
+static int leave_mmio(SimVcpu *vcpu, bool write, uint64_t gpa, uint32_t size,
+                      uint64_t value)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->mmio.phys_addr = gpa;
+    run->mmio.len = size;
+    run->mmio.is_write = write;
+    memcpy(run->mmio.data, &value, sizeof(run->mmio.data));
+    return leave(vcpu, KVM_EXIT_MMIO, "KVM_EXIT_MMIO");
+}
+
+/* --- checks --- */
+
+static void check_value(const char *what, uint64_t where, const Op *op,
+                        uint64_t value)
+{
+    if (op->expect >= 0 && value != (uint64_t)op->expect) {
+        sim_violation("%s 0x%" PRIx64 ": 0x%" PRIx64 ", expected 0x%" PRIx64,
+                      what, where, value, (uint64_t)op->expect);
+    }
+}
+
+/* Every page that has a guest_memfd is in that state. */
+static void check_state(SimVm *vm, uint64_t gpa, uint64_t pages, bool private)
+{
+    uint64_t i;
+
+    pthread_mutex_lock(&vm->lock);
+    for (i = 0; i < pages; i++) {
+        uint64_t page = gpa + i * SIM_PAGE;
+        SimSlot *slot = sim_slot_find(vm, page);
+
+        if (slot && slot->gmem && sim_gpa_private(vm, page) != private) {
+            sim_violation("gpa 0x%" PRIx64 " is %s", page,
+                          private ? "shared" : "private");
+        }
+    }
+    pthread_mutex_unlock(&vm->lock);
+}
+
+static void check_hypercall(SimVcpu *vcpu, const Op *op)
+{
+    uint64_t ret = vcpu->run->hypercall.ret;
+
+    if (ret != 0 && ret != EINVAL && ret != EAGAIN) {
+        sim_violation("hypercall.ret is %" PRId64 ", which no KVM_RUN takes "
+                      "for an SNP or TDX guest", (int64_t)ret);
+    }
+    if (op->expect >= 0 && ret != (uint64_t)op->expect) {
+        sim_violation("conversion of %" PRIu64 " pages at 0x%" PRIx64 " to %s:"
+                      " the guest is told %" PRIu64 ", expected %" PRId64,
+                      op->b, op->a, op->private ? "private" : "shared", ret,
+                      op->expect);
+    }
+}
+
+/* --- one op: each returns SIM_PASS when it is done --- */
+
+static int run_map_gpa(SimVcpu *vcpu, const Op *op, bool back)
+{
+    if (!back) {
+        if (!(vcpu->vm->hypercalls & 1ULL << KVM_HC_MAP_GPA_RANGE)) {
+            sim_violation("KVM_CAP_EXIT_HYPERCALL is not enabled");
+        }
+        return leave_hypercall(vcpu, op);
+    }
+    check_hypercall(vcpu, op);
+    /* Another vCPU may have asked for the opposite since: see "state". */
+    if (!vcpu->run->hypercall.ret && op->expect == 0) {
+        check_state(vcpu->vm, op->a, op->b, op->private);
+    }
+    return SIM_PASS;
+}
+
+/* An access by the guest that says how it takes the pages to be. */
+static int run_fault(SimVcpu *vcpu, const Op *op, bool back)
+{
+    SimScript *s = vcpu->script;
+    SimVm *vm = vcpu->vm;
+    uint64_t gpa;
+    bool differs = false;
+
+    if (op->option) {
+        return back ? SIM_PASS : leave_fault(vcpu, op->a, op->b, op->private);
+    }
+    pthread_mutex_lock(&vm->lock);
+    for (gpa = op->a; gpa < op->a + op->b && !differs; gpa += SIM_PAGE) {
+        differs = sim_gpa_private(vm, gpa) != op->private;
+    }
+    pthread_mutex_unlock(&vm->lock);
+    if (!differs) {
+        s->faults = 0;
+        return SIM_PASS;
+    }
+    if (++s->faults > MAX_FAULTS) {
+        sim_violation("%d memory faults at 0x%" PRIx64 ", and the page is "
+                      "still not %s", MAX_FAULTS, op->a,
+                      op->private ? "private" : "shared");
+    }
+    return leave_fault(vcpu, op->a, op->b, op->private);
+}
+
+static int run_access(SimVcpu *vcpu, const Op *op, bool back)
+{
+    bool write = op->verb == WRITE;
+    uint64_t value = write ? op->c : 0;
+    int ret;
+
+    if (back) {
+        if (!write && vcpu->run->exit_reason == KVM_EXIT_MMIO) {
+            memcpy(&value, vcpu->run->mmio.data, op->b);
+            check_value("read of gpa", op->a, op, value);
+        }
+        return SIM_PASS;
+    }
+    if (write && sim_ioeventfd_signal(vcpu->vm, false, op->a, op->b, value)) {
+        return SIM_PASS;
+    }
+    pthread_mutex_lock(&vcpu->vm->lock);
+    ret = sim_guest_access(vcpu->vm, op->a, &value, op->b, write);
+    pthread_mutex_unlock(&vcpu->vm->lock);
+    if (ret == -ENOENT) {
+        return leave_mmio(vcpu, write, op->a, op->b, value);
+    }
+    if (ret) {
+        sim_violation("gpa 0x%" PRIx64 " has no memory: a bound slot's file "
+                      "is closed, or its mapping gone", op->a);
+    }
+    if (!write) {
+        check_value("read of gpa", op->a, op, value);
+    }
+    return SIM_PASS;
+}
+
+static uint64_t pattern(uint64_t seed, uint64_t gpa)
+{
+    uint64_t x = (seed + 1) * 0x9e3779b97f4a7c15ULL ^ gpa;
+
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ULL;
+    return x ^ x >> 27;
+}
+
+static int run_pattern(SimVcpu *vcpu, const Op *op)
+{
+    SimVm *vm = vcpu->vm;
+    uint64_t page[SIM_PAGE / 8], i, n;
+
+    for (n = 0; n < op->b; n++) {
+        uint64_t gpa = op->a + n * SIM_PAGE;
+        int ret;
+
+        for (i = 0; i < G_N_ELEMENTS(page); i++) {
+            page[i] = pattern(op->c, gpa + i * 8);
+        }
+        pthread_mutex_lock(&vm->lock);
+        ret = sim_guest_access(vm, gpa, page, SIM_PAGE, op->verb == FILL);
+        pthread_mutex_unlock(&vm->lock);
+        if (ret) {
+            sim_violation("gpa 0x%" PRIx64 " is not memory", gpa);
+        }
+        for (i = 0; i < G_N_ELEMENTS(page); i++) {
+            if (page[i] != pattern(op->c, gpa + i * 8)) {
+                sim_violation("gpa 0x%" PRIx64 ": 0x%" PRIx64 ", expected 0x%"
+                              PRIx64, gpa + i * 8, page[i],
+                              pattern(op->c, gpa + i * 8));
+            }
+        }
+    }
+    return SIM_PASS;
+}
+
+static int run_io(SimVcpu *vcpu, const Op *op, bool back)
+{
+    uint64_t value = 0;
+
+    if (!back) {
+        if (op->verb == OUT && sim_ioeventfd_signal(vcpu->vm, true, op->a,
+                                                    op->b, op->c)) {
+            return SIM_PASS;
+        }
+        return leave_io(vcpu, op->verb == OUT, op->a, op->b, op->c);
+    }
+    if (op->verb == IN) {
+        memcpy(&value, (uint8_t *)vcpu->run + PIO_OFFSET, op->b);
+        check_value("port", op->a, op, value);
+    }
+    return SIM_PASS;
+}
+
+/* On the debug console, a byte an exit. */
+static int run_print(SimVcpu *vcpu, const Op *op, bool back)
+{
+    uint64_t n = vcpu->script->step += back;
+    size_t len = strlen(op->text);
+
+    if (n > len) {
+        return SIM_PASS;
+    }
+    return leave_io(vcpu, true, 0x402, 1, n < len ? op->text[n] : '\n');
+}
+
+/* All vCPUs whose scripts have barriers meet. */
+static int run_barrier(SimVcpu *vcpu)
+{
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    static uint64_t arrived;
+    SimScript *s = vcpu->script;
+    uint64_t members = vcpu->vm->vcpus->len, now;
+
+    pthread_mutex_lock(&lock);
+    if (!s->step) {
+        s->step = 1;
+        arrived++;
+    }
+    now = arrived;
+    pthread_mutex_unlock(&lock);
+    if (now < (s->barriers + 1) * members) {
+        /* The emulator may want this one back meanwhile. */
+        sched_yield();
+        return vcpu->run->immediate_exit ? -EINTR : -EAGAIN;
+    }
+    s->barriers++;
+    return SIM_PASS;
+}
+
+/* xorshift: never 0 */
+static uint64_t draw(SimScript *s, uint64_t below)
+{
+    s->random ^= s->random << 13;
+    s->random ^= s->random >> 7;
+    s->random ^= s->random << 17;
+    return s->random % below;
+}
+
+/* Requests for conversion within the range, of 1 page up to all of it. */
+static int run_random(SimVcpu *vcpu, const Op *op, bool back)
+{
+    SimScript *s = vcpu->script;
+    uint64_t pages = op->expect;
+
+    if (!s->step) {
+        s->random = (op->a + 1) * 0x9e3779b97f4a7c15ULL + vcpu->id;
+    }
+    if (back) {
+        int ret = s->drawn.verb == MAP_GPA
+                  ? run_map_gpa(vcpu, &s->drawn, true)
+                  : run_fault(vcpu, &s->drawn, true);
+
+        if (ret != SIM_PASS) {
+            return ret;
+        }
+    }
+    while (s->step < op->b) {
+        uint64_t first = draw(s, pages);
+        int ret;
+
+        s->step++;
+        s->drawn = (Op) {
+            .verb = draw(s, 4) ? MAP_GPA : FAULT,
+            .a = op->c + first * SIM_PAGE,
+            .b = 1 + draw(s, draw(s, 4) ? MIN(16, pages - first)
+                                        : pages - first),
+            .private = draw(s, 2),
+            .expect = -1,
+        };
+        if (s->drawn.verb == FAULT) {
+            s->drawn.b = SIM_PAGE;
+            s->faults = 0;
+        }
+        ret = s->drawn.verb == MAP_GPA ? run_map_gpa(vcpu, &s->drawn, false)
+                                       : run_fault(vcpu, &s->drawn, false);
+        if (ret != SIM_PASS) {
+            return ret;
+        }
+    }
+    return SIM_PASS;
+}
+
+static int run_op(SimVcpu *vcpu, const Op *op, bool back)
+{
+    switch (op->verb) {
+    case MAP_GPA:
+        return run_map_gpa(vcpu, op, back);
+    case FAULT:
+        return run_fault(vcpu, op, back);
+    case READ:
+    case WRITE:
+        return run_access(vcpu, op, back);
+    case FILL:
+    case CHECK:
+        return run_pattern(vcpu, op);
+    case IN:
+    case OUT:
+        return run_io(vcpu, op, back);
+    case PRINT:
+        return run_print(vcpu, op, back);
+    case BARRIER:
+        return run_barrier(vcpu);
+    case STATE:
+        check_state(vcpu->vm, op->a, op->b, op->private);
+        return SIM_PASS;
+    case RANDOM:
+        return run_random(vcpu, op, back);
+    case SHUTDOWN:
+        return back ? SIM_PASS
+               : leave(vcpu, KVM_EXIT_SHUTDOWN, "KVM_EXIT_SHUTDOWN");
+    case HALT:
+        return wait_for_signal(vcpu);
+    default:
+        g_assert_not_reached();
+    }
+}
+
+/* REPEAT and END.  Returns false if it is another op. */
+static bool run_loop(SimScript *s, const Op *op)
+{
+    if (op->verb == REPEAT) {
+        if (s->loops == MAX_NESTING) {
+            sim_violation("script: repeat is nested too deeply");
+        }
+        s->loop[s->loops].begin = s->at;
+        s->loop[s->loops++].left = op->a;
+        return true;
+    }
+    if (op->verb == END) {
+        if (!s->loops) {
+            sim_violation("script: end without repeat");
+        }
+        if (--s->loop[s->loops - 1].left) {
+            s->at = s->loop[s->loops - 1].begin;
+        } else {
+            s->loops--;
+        }
+        return true;
+    }
+    return false;
+}
+
+int sim_script_run(SimVcpu *vcpu)
+{
+    SimScript *s = script_of(vcpu);
+
+    for (;;) {
+        const Op *op;
+        bool back = s->left;
+        int ret;
+
+        if (!s->ops || s->at >= s->ops->len) {
+            return wait_for_signal(vcpu);
+        }
+        /*
+         * As KVM does: what the emulator was asked is completed first, even
+         * if it wants the vCPU back at once.
+         */
+        if (!back && vcpu->run->immediate_exit) {
+            return -EINTR;
+        }
+        op = &g_array_index(s->ops, Op, s->at);
+        if (run_loop(s, op)) {
+            s->at++;
+            continue;
+        }
+        s->left = false;
+        ret = run_op(vcpu, op, back);
+        if (ret == SIM_PASS) {
+            s->at++;
+            s->step = 0;
+        } else if (ret != -EAGAIN) {
+            return ret;
+        }
+    }
+}
