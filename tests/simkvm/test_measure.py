@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""gmemlab.measure against images and records put together by hand here."""
+import hashlib
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+SCRIPTS = os.path.join(os.path.dirname(os.path.dirname(HERE)), 'scripts')
+sys.path.insert(0, SCRIPTS)
+from gmemlab import LabError, measure      # noqa: E402
+
+TOOL = os.path.join(SCRIPTS, 'launch-digest')
+SIZE = 64 << 10
+ZEROS = bytes(4096)
+
+# GUIDs as bytes, in the order in which they are in memory.
+FOOTER = 'de82b596b21ff745baeaa366c55a082d'
+SEV_METADATA = '666588dc4a989847a75e5585a7bf67cc'
+SEV_HASH_TABLE = '1f3755723b3a044b927b1da6efa8d454'
+TDX_METADATA = '35657ae44a989847865e4685a7bf8ec2'
+
+
+def number(value, size=4):
+    """An integer in memory."""
+    return value.to_bytes(size, 'little')
+
+
+def entry(guid, data):
+    """An entry of the firmware's table."""
+    return data + number(len(data) + 18, 2) + bytes.fromhex(guid)
+
+
+def table(*entries):
+    """The firmware's table of entries."""
+    return entry(FOOTER, b''.join(entries))
+
+
+def image(tables, metadata=b''):
+    """Firmware with tables at its end, and metadata 0x800 bytes before it.
+
+    Its other bytes differ from page to page.
+    """
+    data = b''.join(bytes([page]) * 4096 for page in range(1, 17))
+    data = data[:SIZE - 0x800] + metadata + data[SIZE - 0x800 + len(metadata):]
+    end = SIZE - 32
+    return data[:end - len(tables)] + tables + data[end:]
+
+
+def sev_metadata(*sections):
+    """@sections: (gpa, size, type)"""
+    return b'ASEV' + number(16 + 12 * len(sections)) + number(1) + \
+        number(len(sections)) + \
+        b''.join(number(n) for section in sections for n in section)
+
+
+def sev_image(*sections, hashes=b''):
+    """Firmware with SEV metadata, and perhaps another entry."""
+    return image(table(hashes, entry(SEV_METADATA, number(0x800))),
+                 sev_metadata(*sections))
+
+
+def snp_page(digest, kind, gpa, contents=None):
+    """Extend a launch digest by one page, byte by byte of the record."""
+    record = bytearray(112)
+    record[0:48] = digest
+    if contents is not None:
+        record[48:96] = hashlib.sha384(contents).digest()
+    record[96] = 112
+    record[98] = kind
+    record[104:112] = number(gpa, 8)
+    return hashlib.sha384(record).digest()
+
+
+def snp_firmware(data):
+    """The digest after the 16 pages of an image."""
+    digest = bytes(48)
+    for page in range(16):
+        digest = snp_page(digest, 1, 0xffff0000 + page * 4096,
+                          data[page * 4096:][:4096])
+    return digest
+
+
+class Snp(unittest.TestCase):
+    """Launch digests of SEV-SNP."""
+
+    def test_sections_in_the_order_of_the_table(self):
+        data = sev_image((0x9000, 0x2000, 1), (0x8000, 0x1000, 2),
+                         (0x4000, 0x1000, 3), (0x6000, 0x1000, 4),
+                         (0x5000, 0x1000, 0x10))
+        digest = snp_firmware(data)
+        digest = snp_page(digest, 3, 0x9000)
+        digest = snp_page(digest, 3, 0xa000)
+        digest = snp_page(digest, 5, 0x8000)
+        digest = snp_page(digest, 6, 0x4000)
+        digest = snp_page(digest, 3, 0x6000)
+        digest = snp_page(digest, 3, 0x5000)
+        launch = measure.SnpLaunch(data)
+        self.assertEqual(launch.digest(), digest)
+        self.assertEqual([(r.name, r.gpa, r.size, r.type)
+                          for r in launch.ranges[1:]], [
+            ('SEC_MEM', 0x9000, 0x2000, 'zero'),
+            ('SECRETS', 0x8000, 0x1000, 'secrets'),
+            ('CPUID', 0x4000, 0x1000, 'CPUID'),
+            ('SVSM_CAA', 0x6000, 0x1000, 'zero'),
+            ('KERNEL_HASHES', 0x5000, 0x1000, 'zero')])
+
+    def test_known_value(self):
+        # By dd, printf and sha384sum.
+        self.assertEqual(
+            measure.SnpLaunch(sev_image((0x1000, 0x1000, 3))).digest().hex(),
+            '956619274684286818f9266e825f86ab6c35bc3616f658a4'
+            '8e02af733451c9223836611398ad29105a49fcc4d6baf078')
+
+    def test_the_last_bytes_count(self):
+        one = sev_image((0x1000, 0x1000, 3))
+        other = one[:-1] + b'\0'
+        self.assertEqual(measure.SnpLaunch(other).digest(),
+                         snp_page(snp_firmware(other), 6, 0x1000))
+        self.assertNotEqual(snp_firmware(one), snp_firmware(other))
+
+    def test_metadata_may_be_longer_than_its_sections(self):
+        plain = sev_metadata((0x1000, 0x1000, 3))
+        longer = plain[:4] + number(len(plain) + 12) + plain[8:]
+        data = image(table(entry(SEV_METADATA, number(0x800))), longer)
+        self.assertEqual(measure.SnpLaunch(data).digest(),
+                         snp_page(snp_firmware(data), 6, 0x1000))
+
+
+class KernelHashes(unittest.TestCase):
+    """A kernel that SEV-SNP measures by its hashes."""
+
+    AREA = entry(SEV_HASH_TABLE, number(0x5c00) + number(0x400))
+
+    @staticmethod
+    def table(kernel, initrd, append):
+        """168 bytes, and 8 to make the length a multiple of 16."""
+        data = bytes.fromhex('06d63894224fc94cb479a793d411fd21') + number(
+            168, 2)
+        for guid, text in (
+                ('d82dd09720bd944caa78e7714d36ab2a', append),
+                ('31f7ba442f3ad74b9af141e29169781d', initrd),
+                ('3794e74dd2ab7f42b835d5b172d2045b', kernel)):
+            data += bytes.fromhex(guid) + number(50, 2) + \
+                hashlib.sha256(text).digest()
+        return data + bytes(8)
+
+    def check(self, hashes, contents):
+        data = sev_image((0x5000, 0x2000, 0x10), (0x4000, 0x1000, 3),
+                         hashes=self.AREA)
+        page = bytes(0xc00) + contents
+        page += bytes(4096 - len(page))
+        digest = snp_page(snp_firmware(data), 1, 0x5000, page)
+        digest = snp_page(digest, 1, 0x6000, ZEROS)
+        digest = snp_page(digest, 6, 0x4000)
+        self.assertEqual(measure.SnpLaunch(data, hashes).digest(), digest)
+
+    def test_kernel_initrd_and_command_line(self):
+        self.check(measure.kernel_hashes(b'kernel', b'initrd', 'a=b'),
+                   self.table(b'kernel', b'initrd', b'a=b\0'))
+
+    def test_kernel_alone(self):
+        self.check(measure.kernel_hashes(b'kernel'),
+                   self.table(b'kernel', b'', b'\0'))
+
+    def check_refused(self, area, sections, reason):
+        with self.assertRaisesRegex(LabError, reason):
+            measure.SnpLaunch(sev_image(*sections, hashes=area),
+                              measure.kernel_hashes(b'kernel'))
+
+    def test_firmware_without_a_section_for_them(self):
+        self.check_refused(self.AREA, [(0x5000, 0x1000, 1)],
+                           'no section for hashes')
+
+    def test_firmware_without_a_place_for_them(self):
+        section = [(0x5000, 0x1000, 0x10)]
+        for area in (b'', entry(SEV_HASH_TABLE, bytes(8)),
+                     entry(SEV_HASH_TABLE, number(0x5000) + number(175))):
+            self.check_refused(area, section, 'no place for hashes')
+        self.check_refused(entry(SEV_HASH_TABLE, bytes(7)), section,
+                           'has 7 bytes of data')
+
+    def test_place_outside_of_the_section(self):
+        for base in 0x4fff, 0x5f51, 0x6000:
+            self.check_refused(
+                entry(SEV_HASH_TABLE, number(base) + number(0x400)),
+                [(0x5000, 0x2000, 0x10)], 'not in the first page')
+
+
+def tdx_image(*sections, length=None):
+    """@sections: (offset, bytes there, gpa, size, type, attributes)"""
+    metadata = b'TDVF' + number(length or 16 + 32 * len(sections)) + \
+        number(1) + number(len(sections))
+    for offset, used, gpa, size, kind, attributes in sections:
+        metadata += number(offset) + number(used) + number(gpa, 8) + \
+            number(size, 8) + number(kind) + number(attributes)
+    return image(table(entry(TDX_METADATA, number(0x800))), metadata)
+
+
+def tdx_add(gpa):
+    """The record of a page."""
+    record = bytearray(128)
+    record[0:12] = b'MEM.PAGE.ADD'
+    record[16:24] = number(gpa, 8)
+    return bytes(record)
+
+
+def tdx_extend(gpa, contents):
+    """The records of a page's contents."""
+    records = b''
+    for chunk in range(16):
+        record = bytearray(128)
+        record[0:9] = b'MR.EXTEND'
+        record[16:24] = number(gpa + chunk * 256, 8)
+        records += bytes(record) + contents[chunk * 256:chunk * 256 + 256]
+    return records
+
+
+BFV = (0xe000, 0x2000, 0xffffe000, 0x2000, 0, 1)
+HOB = (0, 0, 0x9000, 0x1000, 2, 0)
+
+
+class Tdx(unittest.TestCase):
+    """MRTD."""
+
+    def test_sections_in_the_order_of_the_table(self):
+        data = tdx_image(BFV, (0, 0x1000, 0xffff0000, 0x1000, 1, 0), HOB,
+                         (0, 0, 0x3000, 0x1000, 3, 1),
+                         (0, 0, 0x1000, 0x2000, 3, 2))
+        records = tdx_add(0xffffe000)
+        records += tdx_extend(0xffffe000, data[0xe000:0xf000])
+        records += tdx_add(0xfffff000)
+        records += tdx_extend(0xfffff000, data[0xf000:0x10000])
+        records += tdx_add(0xffff0000)
+        records += tdx_add(0x9000)
+        records += tdx_add(0x3000) + tdx_extend(0x3000, ZEROS)
+        records += tdx_add(0x1000) + tdx_add(0x2000)
+        launch = measure.TdxLaunch(data)
+        self.assertEqual(launch.digest(), hashlib.sha384(records).digest())
+        self.assertEqual([(r.name, r.gpa, r.size, r.type)
+                          for r in launch.ranges], [
+            ('BFV', 0xffffe000, 0x2000, 'measured'),
+            ('CFV', 0xffff0000, 0x1000, 'added'),
+            ('TD_HOB', 0x9000, 0x1000, 'added'),
+            ('TEMP_MEM', 0x3000, 0x1000, 'measured'),
+            ('TEMP_MEM', 0x1000, 0x2000, 'added')])
+
+    def test_known_value(self):
+        # By dd, printf and sha384sum.
+        self.assertEqual(
+            measure.TdxLaunch(tdx_image(HOB, (
+                0x1000, 0x1000, 0xffff1000, 0x1000, 0, 1))).digest().hex(),
+            'aed606a6f0030a77d6a5a798f4852dceec3a17bcbc549ec0'
+            '17aece9d4ecc5ca9420cdbbf61a8557ed0c2e285f711fcd9')
+
+    def test_the_size_in_memory_is_what_counts(self):
+        data = tdx_image((0x1000, 1, 0xffff1000, 0x1000, 0, 1), HOB)
+        self.assertEqual(
+            measure.TdxLaunch(data).digest(), hashlib.sha384(
+                tdx_add(0xffff1000) +
+                tdx_extend(0xffff1000, data[0x1000:0x2000]) +
+                tdx_add(0x9000)).digest())
+
+    def check_refused(self, reason, *sections, **kwargs):
+        with self.assertRaisesRegex(LabError, reason):
+            measure.TdxLaunch(tdx_image(*sections, **kwargs))
+
+    def test_bad_sections(self):
+        temp = (0, 0, 0x8000, 0x1000, 3, 0)
+        for reason, bad in (
+                ('BFV is not in its image',
+                 (0xf000, 0x2000, 0xffffe000, 0x2000, 0, 1)),
+                ('BFV is not in its image',
+                 (0xe800, 0x1000, 0xffffe000, 0x1000, 0, 1)),
+                ('BFV is not in its image',
+                 (0xe000, 0x1001, 0xffffe000, 0x1000, 0, 1)),
+                ('CFV is not in its image',
+                 (0xe000, 0, 0xffffe000, 0x1000, 1, 0)),
+                ('TEMP_MEM has 0x10 bytes', (0, 16, *temp[2:])),
+                ('unknown type 4', (*temp[:4], 4, 0)),
+                ('TEMP_MEM at 0x8800', (0, 0, 0x8800, 0x1000, 3, 0)),
+                ('not whole pages', (0, 0, 0x8000, 0x800, 3, 0)),
+                ('not whole pages', (0, 0, 0x8000, 0, 3, 0)),
+                ('below 4 GiB', (0, 0, 1 << 32, 0x1000, 3, 0)),
+                ('TD_HOB at 0x9000 and TEMP_MEM at 0xa000 overlap',
+                 (0, 0, 0xa000, 0x1000, 3, 0))):
+            self.check_refused(reason, BFV, (*HOB[:3], 0x2000, 2, 0), bad)
+
+    def test_one_hob_that_is_not_measured(self):
+        self.check_refused('exactly one TD_HOB', BFV)
+        self.check_refused('exactly one TD_HOB', BFV, HOB,
+                           (0, 0, 0xa000, 0x1000, 2, 0))
+        self.check_refused('TD_HOB measured', BFV, (*HOB[:5], 1))
+
+    def test_length_that_is_too_small(self):
+        self.check_refused('2 sections in 79 bytes', BFV, HOB, length=79)
+
+
+class BrokenTables(unittest.TestCase):
+    """Firmware that cannot be understood is refused with the reason."""
+
+    METADATA = sev_metadata((0x1000, 0x1000, 3))
+    ENTRY = entry(SEV_METADATA, number(0x800))
+
+    def check(self, reason, data):
+        with self.assertRaisesRegex(LabError, reason):
+            measure.SnpLaunch(data)
+
+    def check_metadata(self, reason, metadata):
+        self.check(reason, image(table(self.ENTRY), metadata))
+
+    def test_size(self):
+        good = sev_image((0x1000, 0x1000, 3))
+        measure.SnpLaunch(good)
+        for data in b'', good[1:], good + bytes(4096):
+            self.check('not a multiple of 64 KiB', data)
+
+    def test_no_table(self):
+        self.check('no table of GUIDs', bytes(SIZE))
+
+    def test_no_entry(self):
+        self.check('no ASEV metadata', image(table()))
+        with self.assertRaisesRegex(LabError, 'no TDVF metadata'):
+            measure.TdxLaunch(image(table(self.ENTRY), self.METADATA))
+
+    def test_length_of_the_table(self):
+        for length in 0, 17, SIZE - 31:
+            self.check(f'a length of {length}', image(
+                self.ENTRY + number(length, 2) + bytes.fromhex(FOOTER)))
+
+    def test_length_of_an_entry(self):
+        for length in 0, 17, len(self.ENTRY) + 1, 0xffff:
+            bad = number(0x800) + number(length, 2) + self.ENTRY[-16:]
+            self.check('broken at offset 0xffce', image(table(bad)))
+        # Also of the last one, and what is too short to be one.
+        self.check('broken at offset 0xffb8',
+                   image(table(b'12345', self.ENTRY)))
+
+    def test_data_of_an_entry(self):
+        self.check('has 3 bytes of data',
+                   image(table(entry(SEV_METADATA, b'123'))))
+
+    def test_offset_of_the_metadata(self):
+        for offset in 0, 15, 0x7ff, SIZE + 1, 0xffffffff:
+            self.check(f'says: {offset} bytes before the end', image(
+                table(entry(SEV_METADATA, number(offset))), self.METADATA))
+
+    def test_head_of_the_metadata(self):
+        good = self.METADATA
+        self.check_metadata('ASEV metadata is not where', b'BSEV' + good[4:])
+        self.check_metadata('1 sections in 27 bytes',
+                            good[:4] + number(27) + good[8:])
+        self.check_metadata('1 sections in 2049 bytes',
+                            good[:4] + number(2049) + good[8:])
+        self.check_metadata('unknown version 2',
+                            good[:8] + number(2) + good[12:])
+        self.check_metadata('3 sections in 28 bytes',
+                            good[:12] + number(3) + good[16:])
+
+    def test_sections(self):
+        for section in ((0x1001, 0x1000, 1), (0x1000, 0xfff, 1),
+                        (0x1000, 0, 1), (0xfffff000, 0x2000, 1)):
+            self.check('not whole pages below 4 GiB', sev_image(section))
+        self.check('firmware at 0xffff0000 and SEC_MEM at 0xffff1000 overlap',
+                   sev_image((0xffff1000, 0x1000, 1)))
+
+
+class Tool(unittest.TestCase):
+    """scripts/launch-digest"""
+
+    def setUp(self):
+        temp = tempfile.TemporaryDirectory(prefix='gmem-')
+        self.addCleanup(temp.cleanup)
+        self.dir = temp.name
+
+    def file(self, name, data):
+        """Write a file; returns its path."""
+        path = os.path.join(self.dir, name)
+        with open(path, 'wb') as f:
+            f.write(data)
+        return path
+
+    def run_tool(self, *args):
+        """Returns (exit status, standard output, standard error)."""
+        done = subprocess.run([TOOL, *args], capture_output=True, text=True,
+                              check=False)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_snp(self):
+        data = sev_image((0x4000, 0x1000, 3))
+        path = self.file('firmware', data)
+        after = snp_firmware(data).hex()
+        last = snp_page(snp_firmware(data), 6, 0x4000).hex()
+        self.assertEqual(self.run_tool('snp', path), (0, last + '\n', ''))
+        self.assertEqual(
+            self.run_tool('snp', path, '--records'),
+            (0, f'0xffff0000-0xffffffff firmware      normal   {after}\n'
+             f'0x00004000-0x00004fff CPUID         CPUID    {last}\n'
+             f'{last}\n', ''))
+
+    def test_snp_with_a_kernel(self):
+        data = sev_image((0x5000, 0x1000, 0x10), hashes=KernelHashes.AREA)
+        path = self.file('firmware', data)
+        kernel = ['--kernel', self.file('kernel', b'kernel')]
+        initrd = ['--initrd', self.file('initrd', b'initrd')]
+        append = ['--append', 'käse']
+        for args, hashes in (
+                (kernel, (b'kernel', b'', b'\0')),
+                (kernel + initrd, (b'kernel', b'initrd', b'\0')),
+                (kernel + append, (b'kernel', b'', 'käse\0'.encode()))):
+            page = bytes(0xc00) + KernelHashes.table(*hashes)
+            digest = snp_page(snp_firmware(data), 1, 0x5000,
+                              page + bytes(4096 - len(page)))
+            self.assertEqual(self.run_tool('snp', path, *args),
+                             (0, digest.hex() + '\n', ''))
+        for args in initrd, append, ['tdx'] + kernel:
+            kind = args[0] if args[0] == 'tdx' else 'snp'
+            status, out, _ = self.run_tool(kind, path, *args[-2:])
+            self.assertEqual((status, out), (2, ''))
+
+    def test_tdx(self):
+        data = tdx_image(BFV, HOB)
+        mrtd = measure.TdxLaunch(data).digest().hex()
+        self.assertEqual(self.run_tool('tdx', self.file('firmware', data)),
+                         (0, mrtd + '\n', ''))
+
+    def test_errors(self):
+        path = self.file('firmware', bytes(SIZE))
+        self.assertEqual(self.run_tool('tdx', path), (
+            1, '', 'launch-digest: the firmware has no table of GUIDs\n'))
+        path = os.path.join(self.dir, 'absent')
+        self.assertEqual(self.run_tool('snp', path), (
+            1, '', f'launch-digest: cannot read {path}: '
+            'No such file or directory\n'))
