@@ -1,0 +1,183 @@
+/*
+ * Guest firmware that obeys a list of commands: what its files share
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef FIRMWARE_H
+#define FIRMWARE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include "memory.h"
+
+#define PAGE            4096
+#define LOOP_DEPTH      4
+
+/*
+ * The test model of KVM's side of guest_memfd sees this port before anybody
+ * else.  Reading a byte gives MODEL_PRESENT.  Writing AL asks for a service,
+ * with its number in RAX, and the answer comes in RAX.  Registers are those of
+ * a hypercall, but for the third argument: DX has the port, so it is in RSI.
+ */
+#define MODEL_PORT      0x5a0
+#define MODEL_PRESENT   0x53
+/* RBX: gpa, RCX: pages of 4 KiB, RSI: attributes; also the hypercall's number */
+#define MAP_GPA_RANGE   12
+#define MAP_PRIVATE     0x10
+/* RBX: gpa, RCX: pages, RSI: 1 if this vCPU takes them to be private, or 0 */
+#define MODEL_ACCESS    1
+/* RBX: gpa; the answer is one of enum State */
+#define MODEL_STATE     2
+
+typedef enum State {
+    SHARED,
+    PRIVATE,
+    NO_GUEST_MEMFD,
+} State;
+
+typedef enum Method {
+    BY_AUTO,                    /* the port, if there is a model */
+    BY_PORT,
+    BY_VMMCALL,
+} Method;
+
+typedef enum Expectation {
+    EXPECT_NOTHING,             /* the command says what is right */
+    EXPECT_VALUE,
+    EXPECT_ERRNO,               /* that value, or its negative */
+    EXPECT_ANY,
+} Expectation;
+
+typedef struct Command Command;
+typedef struct Cpu Cpu;
+
+/* Who runs a command; a loop is run by all, too. */
+typedef enum Reach {
+    BY_SETTING,
+    FOR_ALL,
+    LOOP_BEGIN,
+    LOOP_END,
+} Reach;
+
+typedef struct Verb {
+    const char *name;
+    const char *words;          /* what follows; see verbs */
+    void (*run)(Cpu *cpu, const Command *c);
+    Reach reach;
+} Verb;
+
+struct Command {
+    const Verb *verb;
+    const char *text;           /* in the list, of @length bytes */
+    int length;
+    int line;
+    uint32_t cpus;              /* bit n: vCPU n runs it */
+    uint64_t arg[4];            /* the numbers of its words, in order */
+    int state;                  /* enum State */
+    Expectation expect;
+    uint64_t expected;
+    bool convert;               /* not only writes and checks */
+    int method;                 /* enum Method */
+    int preserve;               /* conversions keep contents */
+    int depth;                  /* loops around it */
+    const Command *other_end;   /* of a loop */
+};
+
+struct Cpu {
+    int number;
+    const Command *at;
+    uint64_t rounds[LOOP_DEPTH];
+};
+
+/* --- console.c: the debug console, a line at a time --- */
+
+/* They know %s, %.*s, %d, %lu, %ld and %lx. */
+void say(int cpu, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* "ok", and what the command is */
+void ok(int cpu, const Command *c);
+void ok_saying(int cpu, const Command *c, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* "FAIL", where the command is in the list, and why; counts it */
+void fail(int cpu, const Command *c, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+/* The same without a command. */
+void fail_line(int cpu, int line, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+void fail_at(int cpu, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+/* Say how many failures there were, and that this is all. */
+void say_done(int cpu);
+
+/* --- start.S --- */
+
+/* Real-mode code that does not care where it is. */
+extern const char start16[], start16_end[], hypercall[];
+extern const char exception_stubs[];
+/* Of a vCPU that has no place; it cannot be 0. */
+extern uint32_t stray_apic_id;
+
+/* --- main.c: processors --- */
+
+/* On each vCPU. */
+void cpu_main(int number) __attribute__((noreturn));
+/* @frame: what exception_stubs put on the stack */
+struct Frame;
+void exception_main(const struct Frame *frame) __attribute__((noreturn));
+
+extern int cpus;
+/* GiB of memory that are mapped. */
+extern uint32_t mapped_gib;
+extern bool model_present;
+
+/* This vCPU has nothing more to do; the last one ends the run. */
+void finish(int cpu) __attribute__((noreturn));
+/* Let no vCPU begin another command. */
+void stop_run(void);
+bool run_is_over(void);
+void idle(void) __attribute__((noreturn));
+
+/* --- list.c: the list of commands --- */
+
+/*
+ * Read @size bytes at @text, which have to stay.  If there is a mistake, say
+ * so and return false.
+ */
+bool parse_list(const char *text, uint32_t size);
+/* The first of them; the last one has no verb. */
+extern const Command *const commands;
+
+/* --- run.c: what commands do --- */
+
+extern const Verb verbs[];      /* the last one has no name */
+
+void run_list(int number);
+
+/* --- memory.c: contents and state of guest memory --- */
+
+/* A word that is not what it should be. */
+typedef struct Wrong {
+    uint64_t gpa, wanted, found;
+} Wrong;
+
+/* Each word depends on its gpa and @seed. */
+void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed);
+bool pages_are_filled(uint64_t gpa, uint64_t pages, uint64_t seed,
+                      Wrong *wrong);
+bool pages_are_zero(uint64_t gpa, uint64_t pages, Wrong *wrong);
+
+/* Returns what the hypercall does. */
+int64_t convert_pages(Method method, uint64_t gpa, uint64_t pages,
+                      State state);
+/* The model is there. */
+int64_t ask_model(uint64_t service, uint64_t gpa, uint64_t pages,
+                  uint64_t argument);
+
+/* A number that looks random, for each x. */
+uint64_t scramble(uint64_t x);
+
+/* --- random.c --- */
+
+void run_random(Cpu *cpu, const Command *c);
+
+#endif
