@@ -572,10 +572,10 @@ int sim_vm_set_attributes(SimVm *vm, struct kvm_memory_attributes *args)
         sim_count(SIM_CONVERSIONS, 1);
     }
     if (sim_config.kvm) {
-        ret = sim_real_attributes_changed(vm, args->address, args->size);
+        sim_real_attributes_changed(vm, args->address, args->size);
     }
     pthread_mutex_unlock(&vm->lock);
-    return ret;
+    return 0;
 }
 
 /* --- memslots --- */
@@ -821,7 +821,7 @@ int sim_set_region(SimVm *vm, const struct kvm_userspace_memory_region2 *r)
     pthread_mutex_lock(&vm->lock);
     ret = set_region(vm, r, gmem);
     if (!ret && sim_config.kvm) {
-        ret = sim_real_set_region(vm, r);
+        ret = sim_real_set_region(vm, slot_by_id(vm, r->slot), r);
     }
     pthread_mutex_unlock(&vm->lock);
     if (gmem) {

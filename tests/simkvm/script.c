@@ -14,7 +14,6 @@
 #include "simkvm.h"
 
 #define PIO_OFFSET SIM_PAGE             /* of port I/O data in kvm_run */
-#define MAX_FAULTS 1000                 /* for one page without progress */
 #define MAX_NESTING 8
 
 typedef enum Verb {
@@ -211,37 +210,21 @@ static int wait_for_signal(SimVcpu *vcpu)
 
 static int leave(SimVcpu *vcpu, uint32_t reason, const char *name)
 {
-    vcpu->run->exit_reason = reason;
     vcpu->script->left = true;
-    sim_count(SIM_EXITS, 1);
-    sim_log(name, 0, "\"vcpu\": %d", vcpu->id);
-    return 0;
+    return sim_exit(vcpu, reason, name);
 }
 
 static int leave_hypercall(SimVcpu *vcpu, const Op *op)
 {
-    struct kvm_run *run = vcpu->run;
-
-    run->hypercall.nr = KVM_HC_MAP_GPA_RANGE;
-    run->hypercall.args[0] = op->a;
-    run->hypercall.args[1] = op->b;
-    run->hypercall.args[2] = op->private ? KVM_MAP_GPA_RANGE_ENCRYPTED
-                                         : KVM_MAP_GPA_RANGE_DECRYPTED;
-    run->hypercall.ret = 0;
-    run->hypercall.flags = KVM_EXIT_HYPERCALL_LONG_MODE;
-    return leave(vcpu, KVM_EXIT_HYPERCALL, "KVM_EXIT_HYPERCALL");
+    vcpu->script->left = true;
+    return sim_exit_hypercall(vcpu, op->a, op->b, op->private);
 }
 
 static int leave_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
                        bool private)
 {
-    struct kvm_run *run = vcpu->run;
-
-    run->memory_fault.flags = private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0;
-    run->memory_fault.gpa = gpa;
-    run->memory_fault.size = size;
-    leave(vcpu, KVM_EXIT_MEMORY_FAULT, "KVM_EXIT_MEMORY_FAULT");
-    return -EFAULT;
+    vcpu->script->left = true;
+    return sim_exit_memory_fault(vcpu, gpa, size, private);
 }
 
 static int leave_io(SimVcpu *vcpu, bool write, uint16_t port, uint8_t size,
@@ -301,12 +284,8 @@ static void check_state(SimVm *vm, uint64_t gpa, uint64_t pages, bool private)
 
 static void check_hypercall(SimVcpu *vcpu, const Op *op)
 {
-    uint64_t ret = vcpu->run->hypercall.ret;
+    uint64_t ret = sim_hypercall_answer(vcpu);
 
-    if (ret != 0 && ret != EINVAL && ret != EAGAIN) {
-        sim_violation("hypercall.ret is %" PRId64 ", which no KVM_RUN takes "
-                      "for an SNP or TDX guest", (int64_t)ret);
-    }
     if (op->expect >= 0 && ret != (uint64_t)op->expect) {
         sim_violation("conversion of %" PRIu64 " pages at 0x%" PRIx64 " to %s:"
                       " the guest is told %" PRIu64 ", expected %" PRId64,
@@ -353,11 +332,7 @@ static int run_fault(SimVcpu *vcpu, const Op *op, bool back)
         s->faults = 0;
         return SIM_PASS;
     }
-    if (++s->faults > MAX_FAULTS) {
-        sim_violation("%d memory faults at 0x%" PRIx64 ", and the page is "
-                      "still not %s", MAX_FAULTS, op->a,
-                      op->private ? "private" : "shared");
-    }
+    sim_check_progress(++s->faults, op->a, op->private);
     return leave_fault(vcpu, op->a, op->b, op->private);
 }
 

@@ -33,6 +33,7 @@
 
 #define SIM_PAGE 4096ULL
 #define SIM_PAGE_SHIFT 12
+#define SIM_DIGEST 48                   /* bytes of a launch digest */
 
 typedef struct SimVm SimVm;
 typedef struct SimVcpu SimVcpu;
@@ -289,6 +290,22 @@ void sim_gmem_unmap(void *addr, size_t len);
 SimGmem *sim_gmem_at(const void *addr, uint64_t *offset);
 /* Undefined contents: pages that are private and that no launch has taken. */
 void sim_vm_scramble_unpopulated(SimVm *vm);
+/*
+ * Does such a page have contents, other than zeros, that would be lost?  Sets
+ * @offset in @number's file.  With vm->lock held.
+ */
+bool sim_vm_loses_page(SimVm *vm, uint64_t *number, uint64_t *offset);
+
+/*
+ * A launch command takes a private page, as kvm_gmem_populate() does.  With
+ * vm->lock held.
+ * @source: the emulator's, to be copied to the page; NULL: take what is there
+ * @take: what the command does with the page; returns 0, or -errno, and then
+ *        the page is not taken
+ */
+int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
+                 int (*take)(void *opaque, uint64_t gpa, uint8_t *page),
+                 void *opaque);
 /* Take the memory that the VM uses now into the report.  Takes vm->lock. */
 void sim_vm_sample_memory(SimVm *vm);
 
@@ -303,6 +320,7 @@ typedef enum SimLaunch {
 
 struct SimVm {
     int real;                   /* in kvm mode: the real VM, our descriptor */
+    void *real_slots;           /* real.c's own */
     int refs;                   /* atomic: descriptors, vCPUs, files */
     uint32_t type;              /* KVM_X86_*_VM */
     pthread_mutex_t lock;       /* for what follows */
@@ -317,10 +335,10 @@ struct SimVm {
     bool apic_bus_cycles_set;   /* KVM_CAP_X86_APIC_BUS_CYCLES_NS */
     SimLaunch launch;
     GChecksum *mrtd;            /* TDX: what was measured so far */
-    uint8_t digest[48];         /* SNP: so far; TDX: when it is finalized */
+    uint8_t digest[SIM_DIGEST]; /* so far */
     uint64_t launch_pages;      /* pages that launch commands took */
     uint64_t measured_pages;    /* of these, pages whose contents counts */
-    uint64_t vmsa_features;
+    int sev_fd;                 /* SNP: what its launch was started with */
     void *tdx;                  /* tdx.c's own */
 };
 
@@ -371,14 +389,25 @@ struct SimVcpu {
     GHashTable *msrs;           /* index -> uint64_t */
     struct kvm_cpuid2 *cpuid;   /* as set */
     SimScript *script;          /* scripted mode */
-    uint64_t hypercall[3];      /* real.c: gpa, pages, attributes asked for */
-    int pending;                /* real.c: what is to be completed */
+    void *runner;               /* real.c's own */
     bool tdx_initialized;
 };
 
 /* Returns a descriptor, or -errno. */
 int sim_vcpu_create(SimVm *vm, int id);
 int sim_vcpu_ioctl(SimVcpu *vcpu, int fd, unsigned long request, void *arg);
+
+/* Set up an exit, and return what KVM_RUN answers with it. */
+int sim_exit(SimVcpu *vcpu, uint32_t reason, const char *name);
+int sim_exit_hypercall(SimVcpu *vcpu, uint64_t gpa, uint64_t pages,
+                       bool private);
+int sim_exit_memory_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
+                          bool private);
+/* What the emulator answered to a hypercall; other than a kernel takes is a
+ * violation. */
+uint64_t sim_hypercall_answer(SimVcpu *vcpu);
+/* A violation if so many faults in a row have not changed the page. */
+void sim_check_progress(uint64_t faults, uint64_t gpa, bool private);
 
 /* State that the emulator sets, and is given back as it is. */
 typedef struct SimKept {
@@ -409,18 +438,24 @@ void sim_script_free(SimScript *script);
 
 /* --- real.c: kvm mode, the real KVM below the model --- */
 
+/* Returns a descriptor of a real VM of the default type, or -errno. */
+int sim_real_create_vm(SimVm *vm);
+void sim_real_free_vm(SimVm *vm);
+void sim_real_free_vcpu(SimVcpu *vcpu);
 /* Returns a guest_memfd of the real VM, mappable and shared, or -errno. */
 int sim_real_create_gmem(SimVm *vm, uint64_t size);
 /* Bytes allocated in a real guest_memfd. */
 uint64_t sim_real_allocated(int fd);
-/* A slot has changed, or the state of pages.  With vm->lock held. */
-int sim_real_set_region(SimVm *vm,
+/*
+ * A slot is as @r says from now on; @slot is the model's, NULL if it is gone.
+ * With vm->lock held.
+ */
+int sim_real_set_region(SimVm *vm, const SimSlot *slot,
                         const struct kvm_userspace_memory_region2 *r);
-int sim_real_attributes_changed(SimVm *vm, uint64_t gpa, uint64_t size);
+/* The VM-wide state of pages has changed.  With vm->lock held. */
+void sim_real_attributes_changed(SimVm *vm, uint64_t gpa, uint64_t size);
 /* KVM_RUN in kvm mode. */
 int sim_real_run(SimVcpu *vcpu, int fd);
-/* Returns a descriptor of a real VM of the default type, or -errno. */
-int sim_real_create_vm(void);
 
 /* --- sev.c, tdx.c: launch commands --- */
 
@@ -436,15 +471,22 @@ int sim_tdx_vm_op(SimVm *vm, struct kvm_tdx_cmd *cmd);
 int sim_tdx_vcpu_op(SimVcpu *vcpu, struct kvm_tdx_cmd *cmd);
 void sim_tdx_free(SimVm *vm);
 
-/* --- measure.c: see design of launch digests in docs/testing.md --- */
+/* --- measure.c: launch digests --- */
 
-/* Extend an SNP launch digest by one page.  @page is NULL where contents do
- * not count. */
-void sim_measure_snp(uint8_t digest[48], uint8_t type, uint64_t gpa,
+/*
+ * Extend an SNP launch digest by one page.
+ * @page: its contents, or NULL where that does not count
+ */
+void sim_measure_snp(uint8_t digest[SIM_DIGEST], uint8_t type, uint64_t gpa,
                      const uint8_t *page);
-/* Add a page to an MRTD, and its contents if @page is not NULL. */
+/* Add a page to an MRTD, and then its contents, if that shall count. */
 void sim_measure_tdx_add(GChecksum *mrtd, uint64_t gpa);
 void sim_measure_tdx_extend(GChecksum *mrtd, uint64_t gpa,
                             const uint8_t *page);
+/* The MRTD so far; more can be added. */
+void sim_measure_tdx_digest(const GChecksum *mrtd,
+                            uint8_t digest[SIM_DIGEST]);
+void sim_digest_hex(const uint8_t digest[SIM_DIGEST],
+                    char hex[2 * SIM_DIGEST + 1]);
 
 #endif

@@ -8,6 +8,7 @@
 #include "simkvm.h"
 
 #define VCPU_PAGES 3                    /* as KVM_GET_VCPU_MMAP_SIZE says */
+#define MAX_FAULTS 1000                 /* for one page without progress */
 
 /* --- kept state --- */
 
@@ -133,6 +134,7 @@ static void vcpu_closed(void *object)
     g_ptr_array_remove(vm->vcpus, vcpu);
     pthread_mutex_unlock(&vm->lock);
     sim_script_free(vcpu->script);
+    sim_real_free_vcpu(vcpu);
     sim_real_munmap(vcpu->run, VCPU_PAGES * SIM_PAGE);
     g_hash_table_destroy(vcpu->kept);
     g_hash_table_destroy(vcpu->msrs);
@@ -279,6 +281,63 @@ static int pre_fault(SimVcpu *vcpu, struct kvm_pre_fault_memory *range)
         }
     }
     return some ? 0 : ret;
+}
+
+/* --- exits --- */
+
+int sim_exit(SimVcpu *vcpu, uint32_t reason, const char *name)
+{
+    vcpu->run->exit_reason = reason;
+    sim_count(SIM_EXITS, 1);
+    sim_log(name, 0, "\"vcpu\": %d", vcpu->id);
+    return 0;
+}
+
+int sim_exit_hypercall(SimVcpu *vcpu, uint64_t gpa, uint64_t pages,
+                       bool private)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->hypercall.nr = KVM_HC_MAP_GPA_RANGE;
+    run->hypercall.args[0] = gpa;
+    run->hypercall.args[1] = pages;
+    run->hypercall.args[2] = private ? KVM_MAP_GPA_RANGE_ENCRYPTED
+                                     : KVM_MAP_GPA_RANGE_DECRYPTED;
+    run->hypercall.ret = 0;
+    run->hypercall.flags = KVM_EXIT_HYPERCALL_LONG_MODE;
+    return sim_exit(vcpu, KVM_EXIT_HYPERCALL, "KVM_EXIT_HYPERCALL");
+}
+
+uint64_t sim_hypercall_answer(SimVcpu *vcpu)
+{
+    uint64_t ret = vcpu->run->hypercall.ret;
+
+    if (ret != 0 && ret != EINVAL && ret != EAGAIN) {
+        sim_violation("hypercall.ret is %" PRId64 ", which no KVM_RUN takes "
+                      "for an SNP or TDX guest", (int64_t)ret);
+    }
+    return ret;
+}
+
+int sim_exit_memory_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
+                          bool private)
+{
+    struct kvm_run *run = vcpu->run;
+
+    run->memory_fault.flags = private ? KVM_MEMORY_EXIT_FLAG_PRIVATE : 0;
+    run->memory_fault.gpa = gpa;
+    run->memory_fault.size = size;
+    sim_exit(vcpu, KVM_EXIT_MEMORY_FAULT, "KVM_EXIT_MEMORY_FAULT");
+    return -EFAULT;
+}
+
+void sim_check_progress(uint64_t faults, uint64_t gpa, bool private)
+{
+    if (faults > MAX_FAULTS) {
+        sim_violation("%d memory faults at 0x%" PRIx64 ", and the page is "
+                      "still not %s", MAX_FAULTS, gpa,
+                      private ? "private" : "shared");
+    }
 }
 
 static int encrypt_op(SimVcpu *vcpu, void *arg)

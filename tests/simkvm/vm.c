@@ -155,9 +155,9 @@ static int check_extension(SimVm *vm, void *arg)
                 value = scripted_caps[i].value;
             }
         }
-    } else if (sim_config.kvm && (cap == KVM_CAP_X86_SMM ||
-                                  cap == KVM_CAP_MULTI_ADDRESS_SPACE) &&
-               value > 1) {
+    } else if (sim_config.kvm && sim_address_spaces(vm) > 1 &&
+               (cap == KVM_CAP_X86_SMM ||
+                cap == KVM_CAP_MULTI_ADDRESS_SPACE)) {
         /* Whether there is SMM is for the real KVM to say. */
         return SIM_PASS;
     }
@@ -299,14 +299,14 @@ static int create_vm(void *object, void *arg)
     if (type >= 32 || !(sim_config.vm_types >> type & 1)) {
         return -EINVAL;
     }
-    fd = sim_config.kvm ? sim_real_create_vm()
+    vm = g_new0(SimVm, 1);
+    fd = sim_config.kvm ? sim_real_create_vm(vm)
                         : memfd_create("simkvm-vm", MFD_CLOEXEC);
     if (fd < 0) {
+        g_free(vm);
         return sim_config.kvm ? fd : -errno;
     }
-    vm = g_new0(SimVm, 1);
     vm->refs = 1;
-    vm->real = sim_config.kvm ? sim_real_dup(fd) : -1;
     vm->type = type;
     pthread_mutex_init(&vm->lock, NULL);
     vm->slots = g_ptr_array_new_with_free_func((GDestroyNotify)sim_slot_free);
@@ -348,8 +348,8 @@ void sim_vm_unref(SimVm *vm)
         return;
     }
     sim_tdx_free(vm);
-    if (vm->real >= 0) {
-        sim_real_close(vm->real);
+    if (sim_config.kvm) {
+        sim_real_free_vm(vm);
     }
     g_ptr_array_free(vm->slots, TRUE);
     g_ptr_array_free(vm->gmems, TRUE);
