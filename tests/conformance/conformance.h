@@ -84,7 +84,18 @@ static inline void answer_fd(const char *rule, int fd)
     }
 }
 
-/* No answers to be had from the whole program, or from what is left of it. */
+/*
+ * The end of a program whose other questions make no sense for this VM; that
+ * it is so is an answer itself, of this program or of another one.
+ */
+static inline void end(void) __attribute__((noreturn));
+
+static inline void end(void)
+{
+    exit(0);
+}
+
+/* No answers to be had here from the program, or from what is left of it. */
 static inline void skip(const char *format, ...)
     __attribute__((format(printf, 1, 2), noreturn));
 
@@ -165,8 +176,8 @@ static inline uint8_t *make_shared(uint64_t size, int *fd)
 {
     uint8_t *map;
 
-    if ((gmem_flags() & (MMAP | SHARED)) != (MMAP | SHARED)) {
-        skip("no shared guest_memfd for VM type %lu here", vm_type);
+    if (!(gmem_flags() & SHARED)) {
+        end();
     }
     *fd = make_gmem(size, MMAP | SHARED);
     map = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, *fd, 0);
@@ -184,12 +195,15 @@ static inline uint8_t *make_anonymous(uint64_t size)
 }
 
 /*
- * A file for private pages, and what a slot's userspace_addr is to be: the
- * mapping if this kernel converts in place, else separate memory.
+ * A file to bind slots to, and what their userspace_addr is to be: its mapping
+ * if its pages can be shared, else separate memory.
  */
-static inline uint8_t *make_convertible(uint64_t size, int *fd)
+static inline uint8_t *make_bindable(uint64_t size, int *fd)
 {
-    if ((gmem_flags() & (MMAP | SHARED)) == (MMAP | SHARED)) {
+    if (ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD) <= 0) {
+        end();
+    }
+    if (gmem_flags() & SHARED) {
         return make_shared(size, fd);
     }
     *fd = make_gmem(size, 0);

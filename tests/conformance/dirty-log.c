@@ -26,7 +26,7 @@ int main(int argc, char **argv)
     int fd;
 
     make_vm(argc, argv);
-    memory = make_convertible(4 * PAGE, &fd);
+    memory = make_bindable(4 * PAGE, &fd);
 
     answer_log("dirty-log-of-no-slot", 1);
     need(!bind_slot(1, GPA, 4 * PAGE, memory, fd, 0), "binding a slot");

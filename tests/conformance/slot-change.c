@@ -15,7 +15,7 @@ int main(int argc, char **argv)
     int fd;
 
     make_vm(argc, argv);
-    memory = make_convertible(4 * PAGE, &fd);
+    memory = make_bindable(4 * PAGE, &fd);
 
     need(!bind_slot(1, GPA, 2 * PAGE, memory, fd, 0), "binding a slot");
     answer_ret("bound-again", bind_slot(1, GPA, 2 * PAGE, memory, fd, 0));

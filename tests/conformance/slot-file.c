@@ -14,7 +14,7 @@ int main(int argc, char **argv)
     int fd, other, foreign, copy, second;
 
     make_vm(argc, argv);
-    memory = make_convertible(PAGE, &fd);
+    memory = make_bindable(PAGE, &fd);
 
     answer_ret("slot-bad-fd", bind_slot(1, GPA, PAGE, memory, -1, 0));
     foreign = memfd_create("foreign", MFD_CLOEXEC);
@@ -39,7 +39,7 @@ int main(int argc, char **argv)
     /* Nothing maps the file any more, either. */
     munmap(memory, PAGE);
     answer_ret("close-bound-file", close(fd));
-    memory = make_convertible(PAGE, &second);
+    memory = make_bindable(PAGE, &second);
     answer_ret("slot-over-slot-of-closed-file",
                bind_slot(2, GPA, PAGE, memory, second, 0));
     answer_ret("slot-delete-of-closed-file", delete_slot(1));

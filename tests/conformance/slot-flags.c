@@ -39,7 +39,7 @@ static void answer_v1(const char *rule, uint32_t flags)
 int main(int argc, char **argv)
 {
     make_vm(argc, argv);
-    memory = make_convertible(4 * PAGE, &fd);
+    memory = make_bindable(4 * PAGE, &fd);
 
     answer_slot("slot-bound", BOUND);
     answer_slot("slot-bound-read-only", BOUND | KVM_MEM_READONLY);

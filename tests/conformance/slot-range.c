@@ -14,7 +14,7 @@ int main(int argc, char **argv)
     int fd, last;
 
     make_vm(argc, argv);
-    memory = make_convertible(FILE_PAGES * PAGE, &fd);
+    memory = make_bindable(FILE_PAGES * PAGE, &fd);
     last = ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS) - 1;
 
     answer_ret("slot-delete-absent", delete_slot(1));

@@ -58,7 +58,7 @@ int main(int argc, char **argv)
     }
     page = flags & SHARED ? map_new(MMAP | SHARED) : NULL;
     if (!page) {
-        skip("no shared guest_memfd for VM type %lu here", vm_type);
+        end();
     }
     answer_touch("touch-shared", page);
     answer_calls(of_shared, page);
