@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A virtual machine on the model of the kernel, tests/simkvm."""
+import json
+import os
+
+from . import build_dir
+from .machine import GUEST_MEMFD, TIMEOUT, Machine
+
+
+def library():
+    """The model: ours, unless the environment's LIBSIMKVM names another."""
+    return os.path.abspath(
+        os.environ.get('LIBSIMKVM') or
+        os.path.join(build_dir(), 'qemu/gmem/tests/simkvm/libsimkvm.so'))
+
+
+class Model:
+    """One run of the model: its configuration, its log and its report.
+
+    @config: lines as docs/testing.md lists them
+    """
+
+    def __init__(self, directory, name, config):
+        self.path = os.path.join(directory, name)
+        self.config = config
+        # Last of all stand the scripts of vCPUs.
+        with open(self.path + '.config', 'w', encoding='utf-8') as f:
+            f.write(f'log {self.path}.log\nreport {self.path}.report\n'
+                    f'{config}\n')
+
+    def wrapper(self):
+        """What has to stand before a command that is to run on the model."""
+        return ['env', f'SIMKVM={self.path}.config',
+                f'LD_PRELOAD={library()}']
+
+    def log(self, call=None):
+        """The calls so far: a list of dictionaries; of one kind or of all."""
+        with open(self.path + '.log', encoding='utf-8') as f:
+            lines = [json.loads(line) for line in f if line.endswith('\n')]
+        return [line for line in lines if call in (None, line['call'])]
+
+    def report(self):
+        """What the model tells of the whole run, once it has ended."""
+        with open(self.path + '.report', encoding='utf-8') as f:
+            return json.load(f)
+
+
+class SimMachine(Machine):
+    """A virtual machine on the model.
+
+    Its console is the debug console, port 0x402.  It ends when the guest
+    shuts down.
+    """
+
+    def __init__(self, directory, config, name='sim', machine='q35', cpus=1,
+                 size='128M', backend=GUEST_MEMFD, args=()):
+        super().__init__(directory, name, machine, size, backend,
+                         ['-accel', 'kvm', '-smp', str(cpus), '-no-reboot'])
+        self.model = Model(directory, name, config)
+        self._wrapper = self.model.wrapper()
+        self.add_args('-debugcon', 'file:' + self.console,
+                      '-global', 'isa-debugcon.iobase=0x402', *args)
+
+    def play(self):
+        """Run it until it ends by itself.  Returns its exit status."""
+        # It may be faster than QMP's greeting.
+        self.set_qmp_monitor(False)
+        self.launch()
+        self.wait(TIMEOUT)
+        return self.exitcode()

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tests on the model of the kernel have in common."""
+import logging
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(HERE)),
+                                'scripts'))
+from gmemlab.machine import TIMEOUT                       # noqa: E402
+from gmemlab.simkvm import Model, SimMachine, library     # noqa: E402
+
+NOT_MODELLED = 86               # exit status
+VIOLATION = -signal.SIGABRT
+
+# A machine that is meant to abort is nothing to warn of, or to keep.
+logging.getLogger('qemu.machine').setLevel(logging.ERROR)
+resource.setrlimit(resource.RLIMIT_CORE,
+                   (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+class SimTest(unittest.TestCase):
+    """Has a directory, and machines and programs on the model.
+
+    Where a configuration is asked for, docs/testing.md says what may be in
+    there.  A fault that it plans has to be met.
+    """
+
+    @classmethod
+    def setUpClass(cls):
+        if not os.path.exists(library()):
+            raise AssertionError(f'there is no {library()}: make build')
+
+    def setUp(self):
+        temp = tempfile.TemporaryDirectory(prefix='gmem-')
+        self.addCleanup(temp.cleanup)
+        self.dir = temp.name
+        self._runs = 0
+
+    def _name(self):
+        self._runs += 1
+        return f'run{self._runs}'
+
+    def _check_end(self, model, status, wanted, output):
+        """Returns the report."""
+        try:
+            report = model.report()
+        except FileNotFoundError:
+            report = {}
+        self.assertEqual(status, wanted, output)
+        if not wanted:
+            self.assertIsNone(report['violation'])
+        plan = model.config.partition('vcpu')[0]
+        if report and re.search(r'^\s*fault ', plan, re.M):
+            self.assertGreater(report['faults-injected'], 0,
+                               'no planned fault was met')
+        return report
+
+    def machine(self, config='', **kwargs):
+        """A SimMachine that is not launched yet; see there for @kwargs."""
+        return SimMachine(self.dir, textwrap.dedent(config),
+                          name=self._name(), **kwargs)
+
+    def play(self, config, status=0, **kwargs):
+        """Run a machine until it ends by itself, with that exit status.
+
+        Some vCPU has to shut down.  Returns the machine, whose report is
+        sim.report.
+        """
+        sim = self.machine(config, **kwargs)
+        ended = sim.play()
+        sim.report = self._check_end(sim.model, ended, status, sim.get_log())
+        return sim
+
+    def play_violation(self, config, reason, **kwargs):
+        """The same, but the model finds fault with it."""
+        sim = self.play(config, VIOLATION, **kwargs)
+        self.assertRegex(str(sim.report['violation']), reason)
+        return sim
+
+    def start(self, config='', **kwargs):
+        """A machine that runs, to be driven by QMP, and quits at the end."""
+        sim = self.machine(config, **kwargs)
+        sim.launch()
+        self.addCleanup(self.quit, sim)
+        return sim
+
+    def quit(self, sim):
+        """End a machine that runs."""
+        if sim.is_running():
+            sim.shutdown()
+            sim.report = self._check_end(sim.model, sim.exitcode(), 0,
+                                         sim.get_log())
+
+    def ask(self, config, program, status=0):
+        """Run Python on the model, which has all of kernel.py.
+
+        Returns what it printed, and the report.
+        """
+        model = Model(self.dir, self._name(), textwrap.dedent(config))
+        done = subprocess.run(
+            [*model.wrapper(), 'PYTHONPATH=' + HERE, sys.executable, '-B',
+             '-c', 'from kernel import *\n' + textwrap.dedent(program)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            timeout=TIMEOUT, check=False)
+        return done.stdout, self._check_end(model, done.returncode, status,
+                                            done.stdout)
