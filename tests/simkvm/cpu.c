@@ -33,7 +33,7 @@ static const struct kvm_cpuid_entry2 supported[] = {
     { .function = 0x80000006, .eax = 0x5c002200, .ebx = 0x6c004200,
       .ecx = 0x02006140, .edx = 0x01009140 },
     { .function = 0x80000007, .edx = 0x100 },
-    { .function = 0x80000008, .eax = 0x3030, .ebx = 0x0111d205,
+    { .function = 0x80000008, .eax = 0x303030, .ebx = 0x0111d205,
       .ecx = 0x7007 },
     { .function = 0x8000000a },
     { .function = 0x8000001d, .index = 0, .flags = INDEXED, .eax = 0x121,

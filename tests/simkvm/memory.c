@@ -178,12 +178,13 @@ void sim_gmem_unref(SimGmem *gmem)
 static bool gmem_try_ref(SimGmem *gmem)
 {
     int refs = __atomic_load_n(&gmem->refs, __ATOMIC_RELAXED);
+    bool had = false;
 
-    while (refs && !__atomic_compare_exchange_n(&gmem->refs, &refs, refs + 1,
-                                                false, __ATOMIC_ACQUIRE,
-                                                __ATOMIC_RELAXED)) {
+    while (refs && !had) {
+        had = __atomic_compare_exchange_n(&gmem->refs, &refs, refs + 1, false,
+                                          __ATOMIC_ACQUIRE, __ATOMIC_RELAXED);
     }
-    return refs;
+    return had;
 }
 
 SimGmem *sim_gmem_at(const void *addr, uint64_t *offset)
@@ -396,54 +397,92 @@ static void scramble_page(uint8_t *page)
     }
 }
 
-/*
- * Scramble what is allocated in a range of the file; of these, if
- * @unpopulated, the private pages that no launch command has taken.
- */
-static void scramble(SimGmem *gmem, uint64_t offset, uint64_t size,
-                     bool unpopulated)
+/* Is the page allocated, and no longer as the kernel zeroed it? */
+static bool page_in_core(SimGmem *gmem, uint64_t page)
 {
-    uint64_t end = offset + size;
+    unsigned char in_core;
 
-    while (offset < end) {
-        /* A hole ends the search, or in kvm mode, ENOTSUP and the like. */
-        off_t data = lseek(gmem->fd, offset, SEEK_DATA);
-        off_t hole = data < 0 ? -1 : lseek(gmem->fd, data, SEEK_HOLE);
-        uint64_t page;
+    return !mincore(gmem->view + (page << SIM_PAGE_SHIFT), SIM_PAGE,
+                    &in_core) && in_core & 1;
+}
 
-        if (data < 0 && errno == ENXIO) {
+/* The first page from @page on, before @end, that is allocated; else @end. */
+static uint64_t next_allocated(SimGmem *gmem, uint64_t page, uint64_t end)
+{
+    off_t data;
+
+    if (!sim_config.kvm) {
+        data = lseek(gmem->fd, page << SIM_PAGE_SHIFT, SEEK_DATA);
+        return data < 0 ? end : MIN((uint64_t)data >> SIM_PAGE_SHIFT, end);
+    }
+    /* A real guest_memfd has no seeking. */
+    while (page < end && !page_in_core(gmem, page)) {
+        page++;
+    }
+    return page;
+}
+
+/* The same for pages that are private, too, and that no launch has taken. */
+static uint64_t next_unpopulated(SimGmem *gmem, uint64_t page, uint64_t end)
+{
+    for (; page < end; page++) {
+        page = next_allocated(gmem, page, end);
+        if (page < end && sim_bitmap_test(&gmem->private, page) &&
+            !sim_bitmap_test(&gmem->populated, page)) {
             break;
         }
-        if (data < 0 || hole < 0) {
-            data = offset;
-            hole = end;
-        }
-        for (page = data >> SIM_PAGE_SHIFT;
-             page < MIN((uint64_t)hole, end) >> SIM_PAGE_SHIFT; page++) {
-            if (!unpopulated || (sim_bitmap_test(&gmem->private, page) &&
-                                 !sim_bitmap_test(&gmem->populated, page))) {
-                scramble_page(gmem->view + (page << SIM_PAGE_SHIFT));
-            }
-        }
-        offset = hole;
+    }
+    return page;
+}
+
+/*
+ * What was written while the page was shared, and not populated since, is
+ * lost; an emulator that writes a page before the guest runs wants it there.
+ */
+static void check_not_lost(SimGmem *gmem, uint64_t page)
+{
+    static const uint8_t zeros[SIM_PAGE];
+
+    if (sim_config.strict &&
+        memcmp(gmem->view + (page << SIM_PAGE_SHIFT), zeros, SIM_PAGE)) {
+        sim_violation("the launch is finished, but 0x%" PRIx64 " of "
+                      "guest_memfd %" PRIu64 " was written, converted to "
+                      "private and not populated", page << SIM_PAGE_SHIFT,
+                      gmem->number);
     }
 }
 
-void sim_vm_scramble_unpopulated(SimVm *vm)
+void sim_vm_launch_finished(SimVm *vm)
 {
     guint i;
 
-    for (i = 0; sim_in_place() && sim_config.scramble && i < vm->gmems->len;
-         i++) {
+    vm->launch = SIM_LAUNCH_FINISHED;
+    for (i = 0; sim_in_place() && i < vm->gmems->len; i++) {
         SimGmem *gmem = g_ptr_array_index(vm->gmems, i);
+        uint64_t end = gmem->size >> SIM_PAGE_SHIFT;
+        uint64_t page = 0;
 
         pthread_mutex_lock(&gmem->lock);
-        scramble(gmem, 0, gmem->size, true);
+        while ((page = next_unpopulated(gmem, page, end)) < end) {
+            check_not_lost(gmem, page);
+            if (sim_config.scramble) {
+                scramble_page(gmem->view + (page << SIM_PAGE_SHIFT));
+            }
+            page++;
+        }
         pthread_mutex_unlock(&gmem->lock);
     }
 }
 
 /* --- conversion --- */
+
+/* Scramble what is allocated of a range of pages. */
+static void scramble(SimGmem *gmem, uint64_t page, uint64_t end)
+{
+    while ((page = next_allocated(gmem, page, end)) < end) {
+        scramble_page(gmem->view + (page++ << SIM_PAGE_SHIFT));
+    }
+}
 
 /* SNP and TDX do not keep contents; before a launch is finished they do. */
 static bool conversion_scrambles(const SimVm *vm, bool private)
@@ -476,8 +515,7 @@ static int convert(SimGmem *gmem, struct gmem_memory_attributes2 *args)
         for (; p < page + pages; p = next) {
             next = sim_bitmap_run(&gmem->private, p, page + pages);
             if (sim_bitmap_test(&gmem->private, p) != private) {
-                scramble(gmem, p << SIM_PAGE_SHIFT,
-                         (next - p) << SIM_PAGE_SHIFT, false);
+                scramble(gmem, p, next);
             }
         }
     }
@@ -663,7 +701,7 @@ static int check_region(SimVm *vm,
         valid |= KVM_MEM_READONLY;
     }
     if (r->flags & ~valid) {
-        return sim_refuse(EINVAL, "memslot %#x: flags 0x%x", r->slot,
+        return sim_refuse(EINVAL, "memslot 0x%x: flags 0x%x", r->slot,
                           r->flags);
     }
     if (!aligned(r->memory_size) || !aligned(r->guest_phys_addr) ||
@@ -676,7 +714,7 @@ static int check_region(SimVm *vm,
         (r->slot & 0xffff) >= MAX_SLOTS ||
         r->guest_phys_addr + r->memory_size < r->guest_phys_addr ||
         r->memory_size >> SIM_PAGE_SHIFT > MAX_SLOT_PAGES) {
-        return sim_refuse(EINVAL, "memslot %#x: gpa 0x%" PRIx64 ", 0x%" PRIx64
+        return sim_refuse(EINVAL, "memslot 0x%x: gpa 0x%" PRIx64 ", 0x%" PRIx64
                           " bytes at 0x%" PRIx64 ", file offset 0x%" PRIx64,
                           r->slot, (uint64_t)r->guest_phys_addr,
                           (uint64_t)r->memory_size,
@@ -696,12 +734,12 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
 
     if (!gmem) {
         return sim_refuse(fcntl(r->guest_memfd, F_GETFD) < 0 ? EBADF : EINVAL,
-                          "memslot %#x: descriptor %d is no guest_memfd",
+                          "memslot 0x%x: descriptor %d is no guest_memfd",
                           r->slot, r->guest_memfd);
     }
     if (gmem->vm != vm ||
         r->guest_memfd_offset + r->memory_size > gmem->size) {
-        return sim_refuse(EINVAL, "memslot %#x: past the end of the "
+        return sim_refuse(EINVAL, "memslot 0x%x: past the end of the "
                           "guest_memfd, or another VM's", r->slot);
     }
     for (i = 0; i < vm->slots->len; i++) {
@@ -712,7 +750,7 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
             r->guest_memfd_offset < s->offset + s->size) {
             return sim_refuse(sim_config.generation == SIM_G0 ? EINVAL
                               : EEXIST,
-                              "memslot %#x: slot %#x binds 0x%" PRIx64
+                              "memslot 0x%x: slot 0x%x binds 0x%" PRIx64
                               " of the file already", r->slot, s->id,
                               (uint64_t)r->guest_memfd_offset);
         }
@@ -722,7 +760,7 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
         gmem->flags & GUEST_MEMFD_FLAG_INIT_SHARED) {
         mapped = sim_gmem_at((void *)(uintptr_t)r->userspace_addr, &offset);
         if (mapped != gmem || offset != r->guest_memfd_offset) {
-            sim_violation("memslot %#x: 0x%" PRIx64 " is not the mapping of "
+            sim_violation("memslot 0x%x: 0x%" PRIx64 " is not the mapping of "
                           "the file's offset 0x%" PRIx64, r->slot,
                           (uint64_t)r->userspace_addr,
                           (uint64_t)r->guest_memfd_offset);
@@ -757,7 +795,7 @@ static int set_region(SimVm *vm, const struct kvm_userspace_memory_region2 *r,
 
     if (!r->memory_size) {
         if (!slot) {
-            return sim_refuse(EINVAL, "memslot %#x: deleted, but not there",
+            return sim_refuse(EINVAL, "memslot 0x%x: deleted, but not there",
                               r->slot);
         }
         g_ptr_array_remove(vm->slots, slot);
@@ -768,11 +806,11 @@ static int set_region(SimVm *vm, const struct kvm_userspace_memory_region2 *r,
                  r->memory_size != slot->size ||
                  (r->flags ^ slot->flags) & (KVM_MEM_READONLY |
                                              KVM_MEM_GUEST_MEMFD))) {
-        return sim_refuse(EINVAL, "memslot %#x: changed in what cannot be "
+        return sim_refuse(EINVAL, "memslot 0x%x: changed in what cannot be "
                           "changed", r->slot);
     }
     if ((!slot || slot->gpa != r->guest_phys_addr) && slot_overlaps(vm, r)) {
-        return sim_refuse(EEXIST, "memslot %#x: gpa 0x%" PRIx64 ", 0x%" PRIx64
+        return sim_refuse(EEXIST, "memslot 0x%x: gpa 0x%" PRIx64 ", 0x%" PRIx64
                           " bytes: another slot is there", r->slot,
                           (uint64_t)r->guest_phys_addr,
                           (uint64_t)r->memory_size);
@@ -921,6 +959,50 @@ int sim_guest_access(SimVm *vm, uint64_t gpa, void *data, size_t len,
     }
     return write ? sim_copy_to_user(page + in_page, data, len)
                  : sim_copy_from_user(data, page + in_page, len);
+}
+
+int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
+                 int (*take)(void *opaque, uint64_t gpa, uint8_t *page),
+                 void *opaque)
+{
+    SimSlot *slot = sim_slot_find(vm, gpa);
+    SimGmem *gmem;
+    uint64_t page;
+    bool private;
+    int ret;
+
+    if (!slot || !(slot->flags & KVM_MEM_GUEST_MEMFD)) {
+        return sim_refuse(EINVAL, "populate: gpa 0x%" PRIx64 " has no slot "
+                          "with a guest_memfd", gpa);
+    }
+    gmem = slot->gmem;
+    if (!gmem) {
+        return sim_refuse(EFAULT, "populate: gpa 0x%" PRIx64 ": the "
+                          "guest_memfd is closed", gpa);
+    }
+    page = (slot->offset + (gpa - slot->gpa)) >> SIM_PAGE_SHIFT;
+    pthread_mutex_lock(&gmem->lock);
+    private = sim_in_place()
+              ? sim_bitmap_test(&gmem->private, page)
+              : sim_bitmap_test(&vm->private, gpa >> SIM_PAGE_SHIFT);
+    if (!private) {
+        ret = sim_refuse(EINVAL, "populate: gpa 0x%" PRIx64 " is shared", gpa);
+    } else if (sim_bitmap_test(&gmem->populated, page)) {
+        ret = sim_refuse(EEXIST, "populate: gpa 0x%" PRIx64 " is populated "
+                         "already", gpa);
+    } else {
+        uint8_t *contents = gmem->view + (page << SIM_PAGE_SHIFT);
+
+        ret = source ? sim_copy_from_user(contents, source, SIM_PAGE) : 0;
+        if (!ret) {
+            ret = take(opaque, gpa, contents);
+        }
+        if (!ret) {
+            sim_bitmap_fill(&gmem->populated, page, 1, true);
+        }
+    }
+    pthread_mutex_unlock(&gmem->lock);
+    return ret;
 }
 
 /* --- how much memory there is --- */

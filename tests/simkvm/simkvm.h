@@ -288,13 +288,12 @@ void sim_gmem_unmap(void *addr, size_t len);
  * there; or NULL.
  */
 SimGmem *sim_gmem_at(const void *addr, uint64_t *offset);
-/* Undefined contents: pages that are private and that no launch has taken. */
-void sim_vm_scramble_unpopulated(SimVm *vm);
 /*
- * Does such a page have contents, other than zeros, that would be lost?  Sets
- * @offset in @number's file.  With vm->lock held.
+ * A launch is finished.  Pages that are private and that no launch command
+ * has taken have undefined contents from now on: it is a violation if that
+ * was something else than zeros.  With vm->lock held.
  */
-bool sim_vm_loses_page(SimVm *vm, uint64_t *number, uint64_t *offset);
+void sim_vm_launch_finished(SimVm *vm);
 
 /*
  * A launch command takes a private page, as kvm_gmem_populate() does.  With
@@ -403,8 +402,7 @@ int sim_exit_hypercall(SimVcpu *vcpu, uint64_t gpa, uint64_t pages,
                        bool private);
 int sim_exit_memory_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
                           bool private);
-/* What the emulator answered to a hypercall; other than a kernel takes is a
- * violation. */
+/* The emulator's answer to a hypercall; a violation if no kernel takes it. */
 uint64_t sim_hypercall_answer(SimVcpu *vcpu);
 /* A violation if so many faults in a row have not changed the page. */
 void sim_check_progress(uint64_t faults, uint64_t gpa, bool private);
