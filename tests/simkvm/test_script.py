@@ -161,8 +161,8 @@ class Guest(SimTest):
             repeat 50
             write 0x100000 8 1
             barrier
-            read 0x100000 8 expect=1
             barrier
+            read 0x100000 8 expect=2
             end
             barrier
             halt
@@ -171,8 +171,6 @@ class Guest(SimTest):
             barrier
             read 0x100000 8 expect=1
             write 0x100000 8 2
-            read 0x100000 8 expect=2
-            write 0x100000 8 1
             barrier
             end
             barrier
