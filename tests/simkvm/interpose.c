@@ -28,6 +28,9 @@ struct SimFile {
 static pthread_rwlock_t files_lock = PTHREAD_RWLOCK_INITIALIZER;
 static SimFile *files[MAX_FILES];
 
+/* Not before: a sanitizer maps memory when nothing is ready for calls. */
+static bool begun;
+
 /* libc's function of that name, or what stands before it (a sanitizer). */
 #define REAL(ret, name, ...)                                            \
     static ret (*real_##name(void))(__VA_ARGS__)                        \
@@ -343,7 +346,7 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
         sim_file_put(file);
         return p;
     }
-    if (flags & MAP_FIXED) {
+    if (flags & MAP_FIXED && begun) {
         sim_gmem_unmap(addr, len);
     }
     return real_mmap()(addr, len, prot, flags, fd, offset);
@@ -354,7 +357,9 @@ void *mmap64(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
 
 int munmap(void *addr, size_t len)
 {
-    sim_gmem_unmap(addr, len);
+    if (begun) {
+        sim_gmem_unmap(addr, len);
+    }
     return real_munmap()(addr, len);
 }
 
@@ -520,6 +525,7 @@ static void __attribute__((constructor)) begin(void)
 {
     sim_config_load();
     catch_sigbus();
+    begun = true;
 }
 
 static void __attribute__((destructor)) end(void)

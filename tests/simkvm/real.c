@@ -229,7 +229,7 @@ static void set_real(SimVm *vm, struct kvm_userspace_memory_region2 *r)
     int ret = sim_real_ioctl(vm->real, KVM_SET_USER_MEMORY_REGION2, r);
 
     if (ret) {
-        sim_unmodelled("what the real KVM refuses: memslot %#x, gpa 0x%" PRIx64
+        sim_unmodelled("what the real KVM refuses: memslot 0x%x, gpa 0x%" PRIx64
                        ", 0x%" PRIx64 " bytes: %s", r->slot,
                        (uint64_t)r->guest_phys_addr, (uint64_t)r->memory_size,
                        strerror(-ret));
