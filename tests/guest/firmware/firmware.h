@@ -21,7 +21,7 @@
  */
 #define MODEL_PORT      0x5a0
 #define MODEL_PRESENT   0x53
-/* RBX: gpa, RCX: pages of 4 KiB, RSI: attributes; also the hypercall's number */
+/* The hypercall, by its number.  RBX: gpa, RCX: pages, RSI: attributes */
 #define MAP_GPA_RANGE   12
 #define MAP_PRIVATE     0x10
 /* RBX: gpa, RCX: pages, RSI: 1 if this vCPU takes them to be private, or 0 */
@@ -114,8 +114,6 @@ void say_done(int cpu);
 /* Real-mode code that does not care where it is. */
 extern const char start16[], start16_end[], hypercall[];
 extern const char exception_stubs[];
-/* Of a vCPU that has no place; it cannot be 0. */
-extern uint32_t stray_apic_id;
 
 /* --- main.c: processors --- */
 
@@ -146,6 +144,8 @@ void idle(void) __attribute__((noreturn));
 bool parse_list(const char *text, uint32_t size);
 /* The first of them; the last one has no verb. */
 extern const Command *const commands;
+/* By enum State; the last one is NULL. */
+extern const char *const state_names[];
 
 /* --- run.c: what commands do --- */
 
@@ -160,10 +160,15 @@ typedef struct Wrong {
     uint64_t gpa, wanted, found;
 } Wrong;
 
-/* Each word depends on its gpa and @seed. */
-void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed);
+/*
+ * Every @stride bytes is a word that depends on its gpa and @seed, and no two
+ * are the same.  Where the host emulates every instruction, as with shadow
+ * paging, a word takes 2 to 4 us.
+ */
+#define EVERY_WORD      8
+void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed, uint64_t stride);
 bool pages_are_filled(uint64_t gpa, uint64_t pages, uint64_t seed,
-                      Wrong *wrong);
+                      uint64_t stride, Wrong *wrong);
 bool pages_are_zero(uint64_t gpa, uint64_t pages, Wrong *wrong);
 
 /* Returns what the hypercall does. */

@@ -24,6 +24,7 @@ typedef struct Line {
 
 static Command list[MAX_COMMANDS + 1];
 const Command *const commands = list;
+const char *const state_names[] = { "shared", "private", "none", NULL };
 
 static bool is_space(char c)
 {
@@ -208,7 +209,6 @@ static bool next_limit(Line *line, bool *convert)
 /* @kind: as Verb.words has it; **arg: where its numbers go */
 static bool next_kind(Line *line, char kind, Command *c, uint64_t **arg)
 {
-    static const char *const states[] = { "shared", "private", "none", NULL };
     static const char *const access[] = { "shared", "private", NULL };
     static const char *const methods[] = { "auto", "port", "vmmcall", NULL };
     static const char *const off_on[] = { "off", "on", NULL };
@@ -229,7 +229,7 @@ static bool next_kind(Line *line, char kind, Command *c, uint64_t **arg)
     case 's':
         return next_choice(line, access, &c->state);
     case 'S':
-        return next_choice(line, states, &c->state);
+        return next_choice(line, state_names, &c->state);
     case 'H':
         return next_choice(line, methods, &c->method);
     case 'P':

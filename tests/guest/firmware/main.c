@@ -35,7 +35,6 @@ typedef struct Frame {
 
 int cpus;
 uint32_t mapped_gib;
-uint32_t stray_apic_id;
 bool model_present;
 
 static Gate exceptions[EXCEPTIONS];
@@ -143,7 +142,9 @@ static uint32_t fw_cfg_open(const char *wanted)
         key = fw_cfg_read_number(2);
         fw_cfg_read_number(2);
         fw_cfg_read(name, sizeof(name));
-        for (i = 0; wanted[i] && wanted[i] == name[i]; i++) {
+        i = 0;
+        while (wanted[i] && wanted[i] == name[i]) {
+            i++;
         }
         if (wanted[i] == name[i]) {
             out16(FW_CFG_SELECT, key);
@@ -165,7 +166,7 @@ static bool read_list(void)
     uint32_t size = fw_cfg_open(LIST_NAME);
 
     if (!size) {
-        fail_at(0, "fw_cfg has no file " LIST_NAME);
+        fail_at(0, "fw_cfg has nothing in " LIST_NAME);
         return false;
     }
     if (size > LIST_SIZE) {
@@ -187,18 +188,14 @@ static void copy_start16(void)
 }
 
 /* Returns when all of them are in cpu_main(). */
-static bool start_others(void)
+static void start_others(void)
 {
     store32(APIC_ICR, ALL_OTHERS | INIT);
     store32(APIC_ICR, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
     store32(APIC_ICR, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
     while (__atomic_load_n(&online, __ATOMIC_ACQUIRE) < cpus - 1) {
-        if (__atomic_load_n(&stray_apic_id, __ATOMIC_ACQUIRE)) {
-            return false;
-        }
         relax();
     }
-    return true;
 }
 
 /* On the first vCPU, before any other has started.  Can the list be run? */
@@ -209,13 +206,14 @@ static bool prepare(void)
     take_exceptions();
     copy_start16();
     model_present = in8(MODEL_PORT) == MODEL_PRESENT;
+    if (cpus > MAX_CPUS) {
+        fail_at(0, "there are more than %d vCPUs", MAX_CPUS);
+        return false;
+    }
     if (!read_list()) {
         return false;
     }
-    if (cpus > MAX_CPUS || (cpus > 1 && !start_others())) {
-        fail_at(0, "vCPUs need APIC ids below %d", MAX_CPUS);
-        return false;
-    }
+    start_others();
     return true;
 }
 

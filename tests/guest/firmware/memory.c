@@ -22,23 +22,23 @@ static uint64_t pattern(uint64_t gpa, uint64_t seed)
     return scramble(seed) + gpa / 8 * STEP;
 }
 
-void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed)
+void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed, uint64_t stride)
 {
-    uint64_t end = gpa + pages * PAGE;
+    uint64_t end = gpa + pages * PAGE, step = stride / 8 * STEP;
     uint64_t value = pattern(gpa, seed);
 
-    for (; gpa < end; gpa += 8, value += STEP) {
+    for (; gpa < end; gpa += stride, value += step) {
         store64(gpa, value);
     }
 }
 
-/* Word by word, the value grows by @step. */
+/* From word to word, the value grows by @step. */
 static bool words_are(uint64_t gpa, uint64_t pages, uint64_t value,
-                      uint64_t step, Wrong *wrong)
+                      uint64_t step, uint64_t stride, Wrong *wrong)
 {
     uint64_t end = gpa + pages * PAGE;
 
-    for (; gpa < end; gpa += 8, value += step) {
+    for (; gpa < end; gpa += stride, value += step) {
         uint64_t found = load64(gpa);
 
         if (found != value) {
@@ -50,14 +50,15 @@ static bool words_are(uint64_t gpa, uint64_t pages, uint64_t value,
 }
 
 bool pages_are_filled(uint64_t gpa, uint64_t pages, uint64_t seed,
-                      Wrong *wrong)
+                      uint64_t stride, Wrong *wrong)
 {
-    return words_are(gpa, pages, pattern(gpa, seed), STEP, wrong);
+    return words_are(gpa, pages, pattern(gpa, seed), stride / 8 * STEP,
+                     stride, wrong);
 }
 
 bool pages_are_zero(uint64_t gpa, uint64_t pages, Wrong *wrong)
 {
-    return words_are(gpa, pages, 0, 0, wrong);
+    return words_are(gpa, pages, 0, 0, EVERY_WORD, wrong);
 }
 
 int64_t ask_model(uint64_t service, uint64_t gpa, uint64_t pages,

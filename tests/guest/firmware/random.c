@@ -7,16 +7,17 @@
 #include <stddef.h>
 #include "firmware.h"
 
-#define MAX_PAGES       4096
+#define MAX_PAGES       2048
 #define MAX_TOGETHER    16              /* pages in a step */
-#define MAX_STEPS       ((1 << 30) - 1)
+#define MAX_STEPS       1000000000
+#define STRIDE          512             /* 8 words a page */
 #define EAGAIN          11
 
 /* What is known of a page. */
 typedef struct PageRecord {
-    uint32_t written : 30;      /* by which step; 0: contents unknown */
-    uint32_t state_known : 1;
-    uint32_t private : 1;
+    uint32_t written;           /* by which step; 0: contents unknown */
+    bool state_known;
+    bool private;
 } PageRecord;
 
 typedef struct Run {
@@ -39,7 +40,7 @@ static void write_pages(Run *r, uint64_t first, uint64_t n, uint32_t step)
 {
     uint64_t i;
 
-    fill_pages(r->gpa + first * PAGE, n, seed_of(r, step));
+    fill_pages(r->gpa + first * PAGE, n, seed_of(r, step), STRIDE);
     for (i = first; i < first + n; i++) {
         r->pages[i].written = step;
     }
@@ -54,7 +55,7 @@ static bool check_page(Run *r, uint64_t page)
     Wrong wrong;
 
     if (p->written) {
-        if (!pages_are_filled(gpa, 1, seed_of(r, p->written), &wrong)) {
+        if (!pages_are_filled(gpa, 1, seed_of(r, p->written), STRIDE, &wrong)) {
             fail(r->cpu->number, r->c,
                  "gpa 0x%lx wanted 0x%lx found 0x%lx, written by step %lu",
                  wrong.gpa, wrong.wanted, wrong.found, (uint64_t)p->written);
@@ -66,8 +67,8 @@ static bool check_page(Run *r, uint64_t page)
         state = ask_model(MODEL_STATE, gpa, 1, 0);
         if (state != p->private) {
             fail(r->cpu->number, r->c,
-                 "gpa 0x%lx should be in state %d, is in %ld", gpa, p->private,
-                 state);
+                 "gpa 0x%lx should be %s, is %s", gpa,
+                 state_names[p->private], state_names[state]);
             return false;
         }
     }
@@ -99,8 +100,8 @@ static bool convert_some(Run *r, uint64_t first, uint64_t n, State state)
 
     if (ret && !busy) {
         fail(r->cpu->number, r->c,
-             "converting 0x%lx, %lu pages, to state %d: returned %ld", gpa, n,
-             state, ret);
+             "gpa 0x%lx, %lu pages to %s: returned %ld", gpa, n,
+             state_names[state], ret);
         return false;
     }
     for (i = first; i < first + n; i++) {

@@ -19,7 +19,7 @@ static void report_wrong(Cpu *cpu, const Command *c, const Wrong *wrong)
 
 static void run_write(Cpu *cpu, const Command *c)
 {
-    fill_pages(c->arg[0], c->arg[1], c->arg[2]);
+    fill_pages(c->arg[0], c->arg[1], c->arg[2], EVERY_WORD);
     ok(cpu->number, c);
 }
 
@@ -27,7 +27,8 @@ static void run_check(Cpu *cpu, const Command *c)
 {
     Wrong wrong;
 
-    if (pages_are_filled(c->arg[0], c->arg[1], c->arg[2], &wrong)) {
+    if (pages_are_filled(c->arg[0], c->arg[1], c->arg[2], EVERY_WORD,
+                         &wrong)) {
         ok(cpu->number, c);
     } else {
         report_wrong(cpu, c, &wrong);
@@ -98,7 +99,7 @@ static void run_state(Cpu *cpu, const Command *c)
     for (gpa = c->arg[0]; gpa < c->arg[0] + c->arg[1] * PAGE; gpa += PAGE) {
         state = ask_model(MODEL_STATE, gpa, 1, 0);
         if (state != c->state) {
-            fail(cpu->number, c, "gpa 0x%lx is in state %ld", gpa, state);
+            fail(cpu->number, c, "gpa 0x%lx is %s", gpa, state_names[state]);
             return;
         }
     }

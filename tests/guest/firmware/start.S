@@ -127,11 +127,10 @@ enter_long_mode:
         movl    %eax, %cr0
         ljmpl   $24, $start64
 
-/* There is no stack for it.  The first one will tell. */
+/* There is no stack for it. */
 stray:
-        movl    %ebx, stray_apic_id
-1:      hlt
-        jmp     1b
+        hlt
+        jmp     stray
 
         .code64
 start64:
