@@ -55,6 +55,10 @@ int main(int argc, char **argv)
          "fallocate");
     answer_run("run-private-hole", LOAD, 0, 0xff);
 
+    if (!convert(fd, 0, PAGE, 0)) {
+        /* With the file, its state is gone. */
+        end();
+    }
     munmap(memory, 4 * PAGE);
     close(fd);
     answer_run("run-private-closed-file", LOAD, PAGE, 0);

@@ -82,7 +82,7 @@ static inline int run_code(unsigned start, uint64_t offset, uint8_t al)
 static inline void answer_exit(const char *rule, int ret)
 {
     if (ret && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {
-        answer(rule, "memory-fault-%s-0x%llx-size-0x%llx",
+        answer(rule, "memory-fault-%s-0x%llx-0x%llx",
                run->memory_fault.flags == PRIVATE ? "private" :
                run->memory_fault.flags ? "other" : "shared",
                run->memory_fault.gpa, run->memory_fault.size);
