@@ -63,6 +63,10 @@ REAL(ssize_t, read, int, void *, size_t)
 REAL(ssize_t, write, int, const void *, size_t)
 REAL(ssize_t, pread, int, void *, size_t, off_t)
 REAL(ssize_t, pwrite, int, const void *, size_t, off_t)
+REAL(off_t, lseek, int, off_t, int)
+REAL(int, fsync, int)
+REAL(int, fchmod, int, mode_t)
+REAL(int, mprotect, void *, size_t, int)
 REAL(int, sigaction, int, const struct sigaction *, struct sigaction *)
 
 int sim_real_ioctl(int fd, unsigned long request, void *arg)
@@ -448,7 +452,7 @@ ssize_t write(int fd, const void *buf, size_t len)
 
 ssize_t pread(int fd, void *buf, size_t len, off_t offset)
 {
-    return is_gmem(fd) ? result(-EINVAL)
+    return is_gmem(fd) ? result(-ESPIPE)
            : real_pread()(fd, buf, len, offset);
 }
 
@@ -457,12 +461,44 @@ ssize_t pread64(int fd, void *buf, size_t len, off_t offset)
 
 ssize_t pwrite(int fd, const void *buf, size_t len, off_t offset)
 {
-    return is_gmem(fd) ? result(-EINVAL)
+    return is_gmem(fd) ? result(-ESPIPE)
            : real_pwrite()(fd, buf, len, offset);
 }
 
 ssize_t pwrite64(int fd, const void *buf, size_t len, off_t offset)
     __attribute__((alias("pwrite")));
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+    return is_gmem(fd) ? result(-ESPIPE) : real_lseek()(fd, offset, whence);
+}
+
+off_t lseek64(int fd, off_t offset, int whence)
+    __attribute__((alias("lseek")));
+
+int fsync(int fd)
+{
+    return is_gmem(fd) ? result(-EINVAL) : real_fsync()(fd);
+}
+
+int fchmod(int fd, mode_t mode)
+{
+    return is_gmem(fd) ? result(-EINVAL) : real_fchmod()(fd, mode);
+}
+
+/* What has been mapped without PROT_EXEC does not get it later. */
+int mprotect(void *addr, size_t len, int prot)
+{
+    uint64_t offset;
+    SimGmem *gmem = prot & PROT_EXEC && begun ? sim_gmem_at(addr, &offset)
+                                              : NULL;
+
+    if (!gmem) {
+        return real_mprotect()(addr, len, prot);
+    }
+    sim_gmem_unref(gmem);
+    return result(-EACCES);
+}
 
 /* --- touches of private pages --- */
 

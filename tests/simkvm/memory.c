@@ -255,7 +255,7 @@ void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
         errno = ENODEV;
         return MAP_FAILED;
     }
-    if ((flags & MAP_TYPE) == MAP_PRIVATE) {
+    if ((flags & MAP_TYPE) == MAP_PRIVATE || !aligned(offset)) {
         errno = EINVAL;
         return MAP_FAILED;
     }
@@ -577,14 +577,15 @@ int sim_gmem_convert(SimGmem *gmem, struct gmem_memory_attributes2 *args)
 
 int sim_vm_set_attributes(SimVm *vm, struct kvm_memory_attributes *args)
 {
+    uint64_t known = sim_vm_has_private(vm) ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0;
     bool private = args->attributes & KVM_MEMORY_ATTRIBUTE_PRIVATE;
     uint64_t changed;
     int ret;
 
-    if (sim_in_place() || !sim_vm_has_private(vm)) {
+    if (sim_in_place()) {
         return -ENOTTY;
     }
-    if (args->flags || args->attributes & ~KVM_MEMORY_ATTRIBUTE_PRIVATE) {
+    if (args->flags || args->attributes & ~known) {
         return sim_refuse(EINVAL, "KVM_SET_MEMORY_ATTRIBUTES: flags 0x%"
                           PRIx64 ", attributes 0x%" PRIx64,
                           (uint64_t)args->flags, (uint64_t)args->attributes);
@@ -706,7 +707,8 @@ static int check_region(SimVm *vm,
     }
     if (!aligned(r->memory_size) || !aligned(r->guest_phys_addr) ||
         !aligned(r->userspace_addr) ||
-        r->userspace_addr + r->memory_size > 1ULL << 47 ||
+        r->userspace_addr > 1ULL << 47 ||
+        r->memory_size > (1ULL << 47) - r->userspace_addr ||
         (r->flags & KVM_MEM_GUEST_MEMFD &&
          (!aligned(r->guest_memfd_offset) ||
           r->guest_memfd_offset + r->memory_size < r->guest_memfd_offset)) ||

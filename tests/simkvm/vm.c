@@ -426,7 +426,7 @@ static int create_guest_memfd(void *object, void *arg)
 
     sim_detail("\"size\": %" PRIu64 ", \"flags\": %" PRIu64,
                (uint64_t)args->size, (uint64_t)args->flags);
-    return sim_has_gmem(object) ? sim_gmem_create(object, args) : -ENOTTY;
+    return sim_gmem_create(object, args);
 }
 
 static int set_attributes(void *object, void *arg)
@@ -437,6 +437,11 @@ static int set_attributes(void *object, void *arg)
                ", \"attributes\": %" PRIu64, (uint64_t)args->address,
                (uint64_t)args->size, (uint64_t)args->attributes);
     return sim_vm_set_attributes(object, args);
+}
+
+static int not_of_a_vm(void *object, void *arg)
+{
+    return sim_refuse(ENOTTY, "KVM_SET_MEMORY_ATTRIBUTES2 on a VM");
 }
 
 static int vm_encrypt_op(void *object, void *arg)
@@ -608,6 +613,8 @@ static const SimCall vm_calls[] = {
     CALL(KVM_SET_USER_MEMORY_REGION2, BOTH, set_region2),
     CALL(KVM_CREATE_GUEST_MEMFD, BOTH, create_guest_memfd),
     CALL(KVM_SET_MEMORY_ATTRIBUTES, BOTH, set_attributes),
+    { (uint32_t)GMEM_SET_MEMORY_ATTRIBUTES2, "KVM_SET_MEMORY_ATTRIBUTES2",
+      BOTH, not_of_a_vm },
     CALL(KVM_MEMORY_ENCRYPT_OP, BOTH, vm_encrypt_op),
     CALL(KVM_ENABLE_CAP, BOTH, vm_enable_cap),
     CALL(KVM_GET_DIRTY_LOG, SCRIPTED, get_dirty_log),
@@ -731,7 +738,10 @@ int sim_ioctl(SimKind kind, void *object, int fd, unsigned long request,
 
     call = find(kind, request);
     if (call && (call->where == BOTH || !sim_config.kvm)) {
-        ret = call->fn(object, arg);
+        /* KVM_MEMORY_ENCRYPT_OP has a meaning without an argument. */
+        ret = _IOC_SIZE(request) && !arg &&
+              request != (uint32_t)KVM_MEMORY_ENCRYPT_OP
+              ? -EFAULT : call->fn(object, arg);
         if (ret == SIM_PASS) {
             ret = sim_real_ioctl(fd, request, arg);
         }
