@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A virtual machine on the model of the kernel, tests/simkvm."""
+import ctypes
 import json
+import mmap
 import os
 
 from . import build_dir
 from .machine import GUEST_MEMFD, TIMEOUT, Machine
+
+# Of the Debian package "ovmf".
+OVMF = '/usr/share/ovmf/OVMF.fd'
 
 
 def library():
@@ -12,6 +17,28 @@ def library():
     return os.path.abspath(
         os.environ.get('LIBSIMKVM') or
         os.path.join(build_dir(), 'qemu/gmem/tests/simkvm/libsimkvm.so'))
+
+
+def host_cbitpos():
+    """The bit that marks private memory, as CPUID has it on this machine.
+
+    SEV guests of QEMU have to name it, and the model cannot answer CPUID.
+    """
+    # push %rbx; mov $0x8000001f,%eax; cpuid; mov %ebx,%eax; pop %rbx; ret
+    code = bytes.fromhex('53 b81f000080 0fa2 89d8 5b c3')
+    with mmap.mmap(-1, len(code), prot=mmap.PROT_READ | mmap.PROT_WRITE |
+                   mmap.PROT_EXEC) as memory:
+        memory.write(code)
+        view = ctypes.c_char.from_buffer(memory)
+        ebx = ctypes.CFUNCTYPE(ctypes.c_uint32)(ctypes.addressof(view))()
+        del view
+    return ebx & 0x3f
+
+
+def snp(properties=''):
+    """An SEV-SNP guest, with properties if any: ",name=value..."."""
+    return (f'sev-snp-guest,cbitpos={host_cbitpos()},reduced-phys-bits=1' +
+            properties)
 
 
 class Model:
@@ -45,21 +72,13 @@ class Model:
             return json.load(f)
 
 
-class SimMachine(Machine):
-    """A virtual machine on the model.
+class OnModel:
+    """Inherited by a Machine that is to run on the model."""
 
-    Its console is the debug console, port 0x402.  It ends when the guest
-    shuts down.
-    """
-
-    def __init__(self, directory, config, name='sim', machine='q35', cpus=1,
-                 size='128M', backend=GUEST_MEMFD, args=()):
-        super().__init__(directory, name, machine, size, backend,
-                         ['-accel', 'kvm', '-smp', str(cpus), '-no-reboot'])
+    def use_model(self, directory, name, config):
+        """To be called before it is launched."""
         self.model = Model(directory, name, config)
         self._wrapper = self.model.wrapper()
-        self.add_args('-debugcon', 'file:' + self.console,
-                      '-global', 'isa-debugcon.iobase=0x402', *args)
 
     def play(self):
         """Run it until it ends by itself.  Returns its exit status."""
@@ -68,3 +87,25 @@ class SimMachine(Machine):
         self.launch()
         self.wait(TIMEOUT)
         return self.exitcode()
+
+
+class SimMachine(OnModel, Machine):
+    """A virtual machine on the model.
+
+    Its console is the debug console, port 0x402.  It ends when the guest
+    shuts down.
+
+    @confidential: the object that makes it a confidential guest, see snp()
+    """
+
+    def __init__(self, directory, config, name='sim', machine='q35', cpus=1,
+                 size='128M', backend=GUEST_MEMFD, confidential=None, args=()):
+        if confidential:
+            machine += ',confidential-guest-support=cgs0'
+        super().__init__(directory, name, machine, size, backend,
+                         ['-accel', 'kvm', '-smp', str(cpus), '-no-reboot'])
+        self.use_model(directory, name, config)
+        if confidential:
+            self.add_args('-object', confidential + ',id=cgs0')
+        self.add_args('-debugcon', 'file:' + self.console,
+                      '-global', 'isa-debugcon.iobase=0x402', *args)

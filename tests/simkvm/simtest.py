@@ -12,10 +12,13 @@ import textwrap
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.dirname(HERE)),
-                                'scripts'))
+TESTS = os.path.dirname(HERE)
+ROOT = os.path.dirname(TESTS)
+sys.path[:0] = [os.path.join(ROOT, 'scripts'), os.path.join(TESTS, 'functional')]
+from firmware import Guest, build as build_firmware       # noqa: E402
 from gmemlab.machine import TIMEOUT                       # noqa: E402
-from gmemlab.simkvm import Model, SimMachine, library     # noqa: E402
+from gmemlab.simkvm import (Model, OnModel, SimMachine,   # noqa: E402
+                            library)
 
 NOT_MODELLED = 86               # exit status
 VIOLATION = -signal.SIGABRT
