@@ -166,7 +166,8 @@ class Memory(FirmwareTest):
         self.assertIn('[cpu0] done, 3 failed\n', guest.output())
 
     def test_every_word_differs(self):
-        guest = self.check_list('write 0x100000 32 1\n'
+        guest = self.check_list('write 0x100000 16 1\n'
+                                'write 0x110000 16 1\n'
                                 'write 0x120000 32 2\n')
         path = self.dir + '/saved'
         guest.cmd('pmemsave', val=MIB, size=64 * 4096, filename=path)
