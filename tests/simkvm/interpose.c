@@ -566,5 +566,6 @@ static void __attribute__((constructor)) begin(void)
 
 static void __attribute__((destructor)) end(void)
 {
+    sim_sample_memory();
     sim_report_write();
 }

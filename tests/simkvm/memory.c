@@ -1065,3 +1065,23 @@ void sim_vm_sample_memory(SimVm *vm)
     }
     sim_report_memory(gmem, other);
 }
+
+void sim_sample_memory(void)
+{
+    g_autoptr(GPtrArray) vms = g_ptr_array_new();
+    guint i;
+
+    pthread_mutex_lock(&gmems_lock);
+    for (i = 0; gmems && i < gmems->len; i++) {
+        SimGmem *gmem = g_ptr_array_index(gmems, i);
+
+        if (!g_ptr_array_find(vms, gmem->vm, NULL)) {
+            g_ptr_array_add(vms, sim_vm_ref(gmem->vm));
+        }
+    }
+    pthread_mutex_unlock(&gmems_lock);
+    for (i = 0; i < vms->len; i++) {
+        sim_vm_sample_memory(g_ptr_array_index(vms, i));
+        sim_vm_unref(g_ptr_array_index(vms, i));
+    }
+}

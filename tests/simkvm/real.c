@@ -28,6 +28,9 @@
 #define FIRST_PART 16384
 #define MAX_PARTS 16000
 
+#define FEATURES_LEAF 0x80000001        /* of CPUID */
+#define GIB_PAGES (1u << 26)            /* in EDX there */
+
 typedef enum Service {
     NONE,
     ACCESS = 1,
@@ -357,6 +360,42 @@ void sim_real_free_vcpu(SimVcpu *vcpu)
     g_free(vcpu->runner);
 }
 
+/* Does the real KVM take page tables with pages of 1 GiB? */
+static bool has_gib_pages(void)
+{
+    size_t max = 256;
+    g_autofree struct kvm_cpuid2 *cpuid =
+        g_malloc0(sizeof(*cpuid) + max * sizeof(*cpuid->entries));
+    int kvm = sim_real_open("/dev/kvm", O_RDWR | O_CLOEXEC);
+    bool has = false;
+    uint32_t i;
+
+    cpuid->nent = max;
+    if (!sim_real_ioctl(kvm, KVM_GET_SUPPORTED_CPUID, cpuid)) {
+        for (i = 0; i < cpuid->nent; i++) {
+            has |= cpuid->entries[i].function == FEATURES_LEAF &&
+                   cpuid->entries[i].edx & GIB_PAGES;
+        }
+    }
+    sim_real_close(kvm);
+    return has;
+}
+
+int sim_real_set_cpuid(int fd, const struct kvm_cpuid2 *cpuid)
+{
+    g_autofree struct kvm_cpuid2 *copy =
+        g_memdup2(cpuid, sizeof(*cpuid) +
+                  cpuid->nent * sizeof(*cpuid->entries));
+    uint32_t i;
+
+    for (i = 0; i < copy->nent; i++) {
+        if (copy->entries[i].function == FEATURES_LEAF && !has_gib_pages()) {
+            copy->entries[i].edx &= ~GIB_PAGES;
+        }
+    }
+    return sim_real_ioctl(fd, KVM_SET_CPUID2, copy);
+}
+
 /* Let the guest's instruction end, without the guest going on. */
 static void complete_instruction(SimVcpu *vcpu, int fd)
 {
@@ -487,6 +526,19 @@ static int end_request(SimVcpu *vcpu, int fd, Request *q)
     return SIM_PASS;
 }
 
+/* An exit of the real KVM that goes to the emulator as it is. */
+static void real_exit(const SimVcpu *vcpu)
+{
+    uint32_t reason = vcpu->run->exit_reason;
+
+    sim_count(SIM_EXITS, 1);
+    /* Of those that are no news there are very many. */
+    if (reason != KVM_EXIT_IO && reason != KVM_EXIT_MMIO) {
+        sim_log("KVM_RUN", 0, "\"vcpu\": %d, \"exit-reason\": %u", vcpu->id,
+                reason);
+    }
+}
+
 int sim_real_run(SimVcpu *vcpu, int fd)
 {
     struct kvm_run *run = vcpu->run;
@@ -514,7 +566,7 @@ int sim_real_run(SimVcpu *vcpu, int fd)
             runner->request.service = VMMCALL;
         }
         if (run->exit_reason != KVM_EXIT_IO || run->io.port != MODEL_PORT) {
-            sim_count(SIM_EXITS, 1);
+            real_exit(vcpu);
             return 0;
         }
         if (run->io.direction == KVM_EXIT_IO_IN) {

@@ -307,6 +307,8 @@ int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
                  void *opaque);
 /* Take the memory that the VM uses now into the report.  Takes vm->lock. */
 void sim_vm_sample_memory(SimVm *vm);
+/* The same for all VMs that have a guest_memfd. */
+void sim_sample_memory(void);
 
 /* --- vm.c --- */
 
@@ -452,6 +454,11 @@ int sim_real_set_region(SimVm *vm, const SimSlot *slot,
                         const struct kvm_userspace_memory_region2 *r);
 /* The VM-wide state of pages has changed.  With vm->lock held. */
 void sim_real_attributes_changed(SimVm *vm, uint64_t gpa, uint64_t size);
+/*
+ * KVM_SET_CPUID2 of a TDX guest, whose processor has all that the model's TDX
+ * module says.  What the real KVM cannot do is taken away.
+ */
+int sim_real_set_cpuid(int fd, const struct kvm_cpuid2 *cpuid);
 /* KVM_RUN in kvm mode. */
 int sim_real_run(SimVcpu *vcpu, int fd);
 

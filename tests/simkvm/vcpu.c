@@ -362,6 +362,9 @@ static int common_ioctl(SimVcpu *vcpu, int fd, unsigned long request,
     case (uint32_t)KVM_MEMORY_ENCRYPT_OP:
         *name = "KVM_MEMORY_ENCRYPT_OP";
         return encrypt_op(vcpu, arg);
+    case (uint32_t)KVM_SET_CPUID2:
+        return sim_config.kvm && vcpu->vm->type == KVM_X86_TDX_VM
+               ? sim_real_set_cpuid(fd, arg) : SIM_PASS;
     case (uint32_t)KVM_PRE_FAULT_MEMORY:
         *name = "KVM_PRE_FAULT_MEMORY";
         return pre_fault(vcpu, arg);

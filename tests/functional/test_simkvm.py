@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The firmware on the model of the kernel, in kvm mode: guest code is real.
+
+QEMU's own SNP and TDX launches keep private memory apart (generation g0); the
+guest then asks for page-state changes, and sees their effect.
+"""
+from baremetal import CPU
+from firmware import FirmwareTest, Guest
+from gmemlab.machine import MEMFD
+from gmemlab.measure import SnpLaunch, TdxLaunch
+from gmemlab.simkvm import Model, host_cbitpos
+
+PAGE = 4096
+CONVERT = """
+    write 0x1000000 16 1
+    convert 0x1000000 4 shared
+    write 0x1000000 4 2
+    check 0x1000000 4 2
+    check 0x1004000 12 1
+    access 0x1000000 4 private
+    write 0x1000000 4 3
+    access 0x1000000 2 shared
+    check 0x1002000 2 3
+    check 0x1004000 12 1
+"""
+
+
+class SimGuest(Guest):
+    """A guest whose KVM has the model above it."""
+
+    def __init__(self, directory, firmware, commands, config, name='sim',
+                 **kwargs):
+        super().__init__(directory, firmware, commands, name=name, **kwargs)
+        self.model = Model(directory, name, 'mode kvm\n' + config)
+        self._wrapper = self.model.wrapper()
+
+    def end(self):
+        """Quit; returns the report of the model."""
+        self.shutdown()
+        assert not self.exitcode(), self.state()
+        return self.model.report()
+
+
+class KvmModeTest(FirmwareTest):
+    """Starts guests on the model."""
+
+    def start_sim(self, commands, config, **kwargs):
+        """A SimGuest that has come to the end of its list without failure."""
+        guest = self.launch(SimGuest(self.dir, self.firmware, commands, config,
+                                     **kwargs))
+        guest.wait_done()
+        self.assertEqual(guest.failures(), [], guest.output())
+        return guest
+
+    def start_snp(self, commands, config='', **kwargs):
+        """An SNP guest as QEMU launches it where memory is separate."""
+        return self.start_sim(
+            commands, 'generation g0\n' + config, backend=MEMFD,
+            machine='q35,confidential-guest-support=cgs',
+            args=['-object', f'sev-snp-guest,id=cgs,cbitpos={host_cbitpos()},'
+                  'reduced-phys-bits=1'], **kwargs)
+
+    def start_tdx(self, commands, config='', **kwargs):
+        """The same of a TDX guest."""
+        return self.start_sim(
+            commands, 'generation g0\n' + config, backend=MEMFD,
+            machine='q35,confidential-guest-support=cgs,'
+            'kernel-irqchip=split',
+            # A real KVM that has no TDX need not know of these.
+            cpu=CPU + ',phys-bits=48,guest-phys-bits=48',
+            args=['-object', 'tdx-guest,id=cgs'], **kwargs)
+
+    def image(self):
+        """Returns the firmware's bytes."""
+        with open(self.firmware, 'rb') as f:
+            return f.read()
+
+    def check_conversions(self, guest):
+        """CONVERT was run, once.  Returns the report."""
+        report = guest.end()
+        # 4 pages by a hypercall; of these 4, and then 2, by memory faults.
+        self.assertEqual(report['calls']['KVM_EXIT_HYPERCALL'], 1)
+        self.assertEqual(report['calls']['KVM_EXIT_MEMORY_FAULT'], 6)
+        self.assertEqual(report['pages-to-shared'], 4 + 2)
+        self.assertIsNone(report['violation'])
+        return report
+
+
+class KvmMode(KvmModeTest):
+    """On this machine's KVM."""
+
+    def test_ordinary_guests(self):
+        for generation in 'g1', 'g2':
+            for machine in 'q35', 'pc':
+                with self.subTest(generation=generation, machine=machine):
+                    guest = self.start_sim(
+                        'cpu all\nbarrier\ncpu 1\nwrite 0x1000000 64 1\n'
+                        'cpu all\nbarrier\ncpu 0\ncheck 0x1000000 64 1\n',
+                        'generation ' + generation, machine=machine, cpus=2,
+                        name=f'{machine}-{generation}')
+                    self.assertTrue(guest.bound())
+                    peak = guest.end()['peak']
+                    self.assertGreaterEqual(peak['guest-memfd'], 64 * PAGE)
+
+    def test_snp_launch_and_conversions(self):
+        report = self.check_conversions(self.start_snp(CONVERT))
+        launch = report['launch']
+        self.assertTrue(launch['finished'])
+        self.assertEqual(launch['digest'],
+                         SnpLaunch(self.image()).digest().hex())
+        # What was shared and is private again was written, and so was a page
+        # of each state: both memories have them.
+        self.assertGreater(report['peak']['guest-memfd'], 16 * PAGE)
+
+    def test_tdx_launch_and_conversions(self):
+        report = self.check_conversions(self.start_tdx(CONVERT))
+        self.assertEqual(report['launch']['digest'],
+                         TdxLaunch(self.image()).digest().hex())
+
+    def test_states(self):
+        self.start_snp('''
+            state 0x1000000 1 private
+            convert 0x1000000 8 shared
+            state 0x1000000 8 shared
+            state 0x1008000 1 private
+            convert 0x1002000 4 private
+            state 0x1000000 2 shared
+            state 0x1002000 4 private
+            state 0x1006000 2 shared
+        ''')
+
+    def test_vcpus_that_convert_at_the_same_time(self):
+        cpus = 4
+        report = self.start_snp(
+            ''.join(f'cpu {n}\nrandom {n} 200 {0x2000000 + (n << 20)} 64\n'
+                    for n in range(cpus)), cpus=cpus).end()
+        self.assertGreater(report['conversions'], cpus * 10)
+
+    def test_vcpus_that_convert_next_to_each_other(self):
+        cpus = 4
+        # In one slot of the emulator's, page by page another vCPU's.
+        self.start_snp(''.join(f'''
+            cpu {n}
+            repeat 40
+            convert {0x2000000 + n * PAGE} 1 shared
+            write {0x2000000 + n * PAGE} 1 {n}
+            check {0x2000000 + n * PAGE} 1 {n}
+            convert {0x2000000 + n * PAGE} 1 private
+            write {0x2000000 + n * PAGE} 1 {n + 8}
+            check {0x2000000 + n * PAGE} 1 {n + 8}
+            end
+        ''' for n in range(cpus)), cpus=cpus)
+
+
+class KvmModeOnAnotherKvm(KvmModeTest):
+    """Where a hypercall leaves KVM by itself."""
+
+    EMULATED_HOST = ()
+
+    def test_hypercalls(self):
+        guest = self.start_snp('hypercall-by vmmcall\n' + CONVERT)
+        self.check_conversions(guest)
+
+    def test_port(self):
+        guest = self.start_snp('hypercall-by port\n' + CONVERT)
+        self.check_conversions(guest)
+
+    def test_vcpus_that_convert_at_the_same_time(self):
+        self.start_snp(''.join(
+            f'cpu {n}\nrandom {n} 60 {0x2000000 + (n << 20)} 64\n'
+            for n in range(2)), cpus=2)
