@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Conversions that a confidential guest asks for, with separate memory.
+
+The emulator is QEMU's own here: this is what it does today.
+"""
+import errno
+import tempfile
+
+from gmemlab.machine import wait_for
+from gmemlab.simkvm import snp
+from simtest import SimTest, build_firmware
+
+SET = 'KVM_SET_MEMORY_ATTRIBUTES'
+
+
+class ConversionTest(SimTest):
+    """Has SNP guests."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        temp = tempfile.TemporaryDirectory(prefix='gmem-')
+        cls.addClassCleanup(temp.cleanup)
+        cls.guest = {'backend': None, 'size': '256M', 'confidential': snp(),
+                     'args': ['-bios', build_firmware(temp.name)]}
+        cls.config = 'generation g1\n'
+
+    def run_guest(self, script, config='', **kwargs):
+        """A guest with that script ends well."""
+        return self.play(self.config + config + script, **self.guest, **kwargs)
+
+    def conversions(self, sim):
+        """The calls of a guest that runs: (gpa, size, attributes)."""
+        log = sim.model.log()
+        first = [call['call'] for call in log].index('SNP_LAUNCH_FINISH')
+        return [(call['gpa'], call['size'], call['attributes'])
+                for call in log[first:] if call['call'] == SET]
+
+
+class Done(ConversionTest):
+    """What the guest wants is done."""
+
+    def test_a_range_is_converted_and_its_old_memory_goes(self):
+        sim = self.run_guest('''
+            vcpu 0
+            fill 0x100000 16 1
+            map-gpa 0x100000 16 shared
+            state 0xff000 1 private
+            state 0x100000 16 shared
+            state 0x110000 1 private
+            read 0x100000 8 expect=0
+            fill 0x100000 16 2
+            check 0x100000 16 2
+            map-gpa 0x108000 4 private
+            state 0x107000 1 shared
+            state 0x108000 4 private
+            state 0x10c000 1 shared
+            fill 0x108000 4 3
+            check 0x108000 4 3
+            check 0x100000 8 2
+            check 0x10c000 4 2
+            shutdown''')
+        self.assertEqual(self.conversions(sim), [(0x100000, 0x10000, 0),
+                                                 (0x108000, 0x4000, 8)])
+        self.assertEqual([(call['mode'], call['offset'], call['size'])
+                          for call in sim.model.log('fallocate')],
+                         [(3, 0x100000, 0x10000)])
+        self.assertEqual(sim.report['pages-to-shared'], 16)
+
+    def test_memory_faults_convert_a_page(self):
+        sim = self.run_guest('''
+            vcpu 0
+            fault 0x200000 0x1000 private
+            fault 0x200000 0x1000 shared
+            fault 0x200000 0x1000 shared
+            fault 0x200000 0x1000 private
+            shutdown''')
+        self.assertEqual(self.conversions(sim), [(0x200000, 0x1000, 0),
+                                                 (0x200000, 0x1000, 8)])
+        self.assertEqual(len(sim.model.log('KVM_EXIT_MEMORY_FAULT')), 2)
+
+    def test_what_is_no_memory_is_shared(self):
+        sim = self.run_guest('''
+            vcpu 0
+            map-gpa 0xfec00000 1 shared
+            map-gpa 0xc0000000 0x1000 shared
+            shutdown''')
+        self.assertEqual(self.conversions(sim), [])
+
+    def test_four_vcpus_convert_the_same_pages(self):
+        sim = self.run_guest('''
+            vcpu all
+            random 7 500 0x100000 512
+            barrier
+            halt
+            vcpu 0
+            random 7 500 0x100000 512
+            barrier
+            shutdown''', cpus=4)
+        self.assertGreater(sim.report['conversions'], 500)
+        self.assertEqual({call['vcpu'] for call in
+                          sim.model.log('KVM_EXIT_HYPERCALL')}, {0, 1, 2, 3})
+
+    def test_memory_that_cannot_be_faulted_in_does_not_matter(self):
+        self.run_guest('''
+            vcpu 0
+            map-gpa 0x100000 16 shared
+            state 0x100000 16 shared
+            shutdown''', 'fault KVM_PRE_FAULT_MEMORY errno=ENOMEM')
+
+
+class Stopped(ConversionTest):
+    """Any failure stops the guest, which is not told of it."""
+
+    def check(self, line, config=''):
+        with self.subTest(line=line, config=config):
+            sim = self.start(f'{self.config}{config}\nvcpu 0\n{line}\n'
+                             'print told', **self.guest)
+            wait_for('the guest to stop', lambda: sim.cmd(
+                'query-status')['status'] == 'internal-error', sim)
+            self.quit(sim)
+            self.assertEqual(sim.output(), '')
+            return sim
+
+    def test_requests_that_make_no_sense(self):
+        for line in ('map-gpa 0x100800 1 shared', 'map-gpa 0x100000 0 shared',
+                     'map-gpa 0xfec00000 1 private',
+                     'map-gpa 0xc0000000 1 private',
+                     'fault 0xc0000000 0x1000 private',
+                     'map-gpa 0xffff000 2 shared'):
+            self.check(line)
+
+    def test_calls_that_fail(self):
+        before = len(self.run_guest('vcpu 0\nshutdown').model.log(SET))
+        for plan in f'{SET} errno=ENOMEM at={before + 1}', \
+                    'fallocate errno=EIO':
+            sim = self.check('map-gpa 0x100000 16 shared', 'fault ' + plan)
+            self.assertEqual(sim.report['faults-injected'], 1)
+            call = plan.split()[0]
+            self.assertEqual(sim.model.log(call)[-1]['ret'], -getattr(
+                errno, plan.split()[1].partition('=')[2]))
