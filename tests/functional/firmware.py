@@ -67,7 +67,9 @@ class Guest(Machine):
     def wait_done(self, times=1):
         """All vCPUs have come to the end of the list."""
         def done():
-            assert self.is_running(), f'the guest has ended; {self.state()}'
+            if not self.is_running():
+                self.shutdown(hard=True)        # reads the log
+                raise AssertionError(f'the guest has ended; {self.state()}')
             return len(re.findall(r'^\[cpu\d+\] done, \d+ failed\n',
                                   self.output(), re.M)) >= times
         wait_for('the end of the commands', done, self)
