@@ -2,8 +2,11 @@
 """Test suites of Python's unittest, told in the way tests/check reads."""
 import os
 import re
+import subprocess
 import time
 import unittest
+
+from . import ROOT
 
 SUMMARY = re.compile(r'(\d+) passed, (\d+) failed, (\d+) skipped\s*')
 
@@ -50,6 +53,17 @@ def _flat(suite):
     if isinstance(suite, unittest.TestSuite):
         return sum((_flat(part) for part in suite), [])
     return [suite]
+
+
+def prepare(*steps):
+    """Runs programs of scripts/: lists of words.  Returns whether they did."""
+    for name, *args in steps:
+        done = subprocess.run([os.path.join(ROOT, 'scripts', name), *args],
+                              stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            print(done.stdout, f'FAIL {name}: see above', sep='')
+            return False
+    return True
 
 
 def load(directory, names):

@@ -41,6 +41,14 @@ def snp(properties=''):
             properties)
 
 
+def make_confidential(machine, confidential):
+    """Returns the machine and arguments for it, with that object if any."""
+    if not confidential:
+        return machine, []
+    return (machine + ',confidential-guest-support=cgs0',
+            ['-object', confidential + ',id=cgs0'])
+
+
 class Model:
     """One run of the model: its configuration, its log and its report.
 
@@ -100,12 +108,9 @@ class SimMachine(OnModel, Machine):
 
     def __init__(self, directory, config, name='sim', machine='q35', cpus=1,
                  size='128M', backend=GUEST_MEMFD, confidential=None, args=()):
-        if confidential:
-            machine += ',confidential-guest-support=cgs0'
+        machine, more = make_confidential(machine, confidential)
         super().__init__(directory, name, machine, size, backend,
                          ['-accel', 'kvm', '-smp', str(cpus), '-no-reboot'])
         self.use_model(directory, name, config)
-        if confidential:
-            self.add_args('-object', confidential + ',id=cgs0')
         self.add_args('-debugcon', 'file:' + self.console,
-                      '-global', 'isa-debugcon.iobase=0x402', *args)
+                      '-global', 'isa-debugcon.iobase=0x402', *more, *args)

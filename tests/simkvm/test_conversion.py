@@ -4,11 +4,10 @@
 The emulator is QEMU's own here: this is what it does today.
 """
 import errno
-import tempfile
 
 from gmemlab.machine import wait_for
 from gmemlab.simkvm import snp
-from simtest import SimTest, build_firmware
+from simtest import SimTest
 
 SET = 'KVM_SET_MEMORY_ATTRIBUTES'
 
@@ -19,10 +18,8 @@ class ConversionTest(SimTest):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        temp = tempfile.TemporaryDirectory(prefix='gmem-')
-        cls.addClassCleanup(temp.cleanup)
         cls.guest = {'backend': None, 'size': '256M', 'confidential': snp(),
-                     'args': ['-bios', build_firmware(temp.name)]}
+                     'args': ['-bios', cls.image]}
         cls.config = 'generation g1\n'
 
     def run_guest(self, script, config='', **kwargs):

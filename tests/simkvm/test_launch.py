@@ -8,12 +8,11 @@ computes the same from the firmware's file.
 import os
 import struct
 import subprocess
-import tempfile
 import unittest
 
 from gmemlab import ROOT, measure
 from gmemlab.simkvm import OVMF, snp
-from simtest import SimTest, build_firmware
+from simtest import SimTest
 
 SCRIPT = '''
     vcpu all
@@ -52,17 +51,10 @@ class LaunchTest(SimTest):
     CONFIDENTIAL = None
     ARGS = ()
 
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        temp = tempfile.TemporaryDirectory(prefix='gmem-')
-        cls.addClassCleanup(temp.cleanup)
-        cls.payload = build_firmware(temp.name)
-
     def launch(self, config='generation g1', path=None, status=0, args=(),
                confidential=None, size='256M', backend=None, **kwargs):
         """Launch a guest; it looks at its memory and shuts down."""
-        path = path or self.payload
+        path = path or self.image
         with open(path, 'rb') as f:
             f.seek(-16, os.SEEK_END)
             reset = struct.unpack('<Q', f.read(8))[0]
@@ -76,7 +68,7 @@ class LaunchTest(SimTest):
 
         @hashes: of a kernel, see gmemlab.measure
         """
-        path = path or self.payload
+        path = path or self.image
         with open(path, 'rb') as f:
             image = f.read()
         wanted = self.LAUNCH(image, hashes) if hashes else self.LAUNCH(image)
