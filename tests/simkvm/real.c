@@ -534,8 +534,9 @@ static void real_exit(const SimVcpu *vcpu)
     sim_count(SIM_EXITS, 1);
     /* Of those that are no news there are very many. */
     if (reason != KVM_EXIT_IO && reason != KVM_EXIT_MMIO) {
-        sim_log("KVM_RUN", 0, "\"vcpu\": %d, \"exit-reason\": %u", vcpu->id,
-                reason);
+        sim_log(reason == KVM_EXIT_HYPERCALL ? "KVM_EXIT_HYPERCALL"
+                : "KVM_RUN", 0, "\"vcpu\": %d, \"exit-reason\": %u",
+                vcpu->id, reason);
     }
 }
 
