@@ -4,7 +4,6 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <stdarg.h>
-#include <stddef.h>
 #include "firmware.h"
 #include "io.h"
 
@@ -16,14 +15,14 @@ static uint64_t failures;
 static void put_bytes(const char *s, int length)
 {
     while (length--) {
-        out8(CONSOLE, *s++);
+        port_out(CONSOLE, 1, *s++);
     }
 }
 
 static void put_string(const char *s)
 {
     while (*s) {
-        out8(CONSOLE, *s++);
+        port_out(CONSOLE, 1, *s++);
     }
 }
 
@@ -54,32 +53,26 @@ static void put_formatted(const char *format, va_list args)
 
     for (; *format; format++) {
         if (*format != '%') {
-            out8(CONSOLE, *format);
+            port_out(CONSOLE, 1, *format);
             continue;
         }
         switch (*++format) {
         case 's':
             put_string(va_arg(args, const char *));
             break;
-        case 'd':
-            put_signed(va_arg(args, int));
-            break;
         case '.':
             format += 2;
             length = va_arg(args, int);
             put_bytes(va_arg(args, const char *), length);
             break;
+        case 'd':
+            put_signed(va_arg(args, int));
+            break;
         case 'l':
-            switch (*++format) {
-            case 'u':
-                put_number(va_arg(args, uint64_t), 10);
-                break;
-            case 'd':
+            if (*++format == 'd') {
                 put_signed(va_arg(args, int64_t));
-                break;
-            case 'x':
+            } else {
                 put_number(va_arg(args, uint64_t), 16);
-                break;
             }
             break;
         }
@@ -102,40 +95,12 @@ static void end_line(void)
     __atomic_store_n(&locked, false, __ATOMIC_RELEASE);
 }
 
-/* @line, @c: 0 and NULL if it is not about them */
-static void say_failure(int cpu, int line, const Command *c,
-                        const char *format, va_list args)
-{
-    begin_line(cpu);
-    failures++;
-    put_string("FAIL ");
-    if (line) {
-        put_string("line ");
-        put_number(line, 10);
-        put_string(": ");
-    }
-    if (c) {
-        put_bytes(c->text, c->length);
-        put_string(": ");
-    }
-    put_formatted(format, args);
-    end_line();
-}
-
-void say(int cpu, const char *format, ...)
-{
-    va_list args;
-
-    begin_line(cpu);
-    va_start(args, format);
-    put_formatted(format, args);
-    va_end(args);
-    end_line();
-}
-
 void ok(int cpu, const Command *c)
 {
-    say(cpu, "ok %.*s", c->length, c->text);
+    begin_line(cpu);
+    put_string("ok ");
+    put_bytes(c->text, c->length);
+    end_line();
 }
 
 void ok_saying(int cpu, const Command *c, const char *format, ...)
@@ -156,30 +121,27 @@ void fail(int cpu, const Command *c, const char *format, ...)
 {
     va_list args;
 
+    begin_line(cpu);
+    failures++;
+    put_string("FAIL ");
+    if (c) {
+        put_string("line ");
+        put_number(c->line, 10);
+        put_string(": ");
+        put_bytes(c->text, c->length);
+        put_string(": ");
+    }
     va_start(args, format);
-    say_failure(cpu, c->line, c, format, args);
+    put_formatted(format, args);
     va_end(args);
-}
-
-void fail_line(int cpu, int line, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    say_failure(cpu, line, NULL, format, args);
-    va_end(args);
-}
-
-void fail_at(int cpu, const char *format, ...)
-{
-    va_list args;
-
-    va_start(args, format);
-    say_failure(cpu, 0, NULL, format, args);
-    va_end(args);
+    end_line();
 }
 
 void say_done(int cpu)
 {
-    say(cpu, "done, %lu failed", failures);
+    begin_line(cpu);
+    put_string("done, ");
+    put_number(failures, 10);
+    put_string(" failed");
+    end_line();
 }

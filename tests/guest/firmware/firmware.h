@@ -91,21 +91,15 @@ struct Cpu {
 
 /* --- console.c: the debug console, a line at a time --- */
 
-/* They know %s, %.*s, %d, %lu, %ld and %lx. */
-void say(int cpu, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
+/* Formats are of %s, %.*s, %d, %ld and %lx. */
+
 /* "ok", and what the command is */
 void ok(int cpu, const Command *c);
 void ok_saying(int cpu, const Command *c, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* "FAIL", where the command is in the list, and why; counts it */
+/* "FAIL", what the command is unless @c is NULL, and why; counts it */
 void fail(int cpu, const Command *c, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* The same without a command. */
-void fail_line(int cpu, int line, const char *format, ...)
-    __attribute__((format(printf, 3, 4)));
-void fail_at(int cpu, const char *format, ...)
-    __attribute__((format(printf, 2, 3)));
 /* Say how many failures there were, and that this is all. */
 void say_done(int cpu);
 

@@ -1,5 +1,5 @@
 /*
- * Instructions that C has no words for
+ * Instructions that C has no words for, and accesses of a chosen size
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,89 +8,61 @@
 
 #include <stdint.h>
 
-static inline void out8(uint16_t port, uint8_t value)
-{
-    asm volatile("outb %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static inline void out16(uint16_t port, uint16_t value)
-{
-    asm volatile("outw %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static inline void out32(uint16_t port, uint32_t value)
-{
-    asm volatile("outl %0, %1" : : "a"(value), "Nd"(port));
-}
-
-static inline uint8_t in8(uint16_t port)
-{
-    uint8_t value;
-
-    asm volatile("inb %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static inline uint16_t in16(uint16_t port)
-{
-    uint16_t value;
-
-    asm volatile("inw %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
-static inline uint32_t in32(uint16_t port)
-{
-    uint32_t value;
-
-    asm volatile("inl %1, %0" : "=a"(value) : "Nd"(port));
-    return value;
-}
-
 static inline void relax(void)
 {
     asm volatile("pause" : : : "memory");
 }
 
-/* One plain access to guest memory, be it RAM or MMIO. */
-static inline uint8_t load8(uint64_t gpa)
+/* @size: bytes, 1, 2 or 4 */
+static inline void port_out(uint16_t port, int size, uint32_t value)
 {
-    return __atomic_load_n((uint8_t *)gpa, __ATOMIC_RELAXED);
+    if (size == 1) {
+        asm volatile("outb %b0, %1" : : "a"(value), "Nd"(port));
+    } else if (size == 2) {
+        asm volatile("outw %w0, %1" : : "a"(value), "Nd"(port));
+    } else {
+        asm volatile("outl %0, %1" : : "a"(value), "Nd"(port));
+    }
 }
 
-static inline void store8(uint64_t gpa, uint8_t value)
+static inline uint32_t port_in(uint16_t port, int size)
 {
-    __atomic_store_n((uint8_t *)gpa, value, __ATOMIC_RELAXED);
+    uint32_t value = 0;
+
+    if (size == 1) {
+        asm volatile("inb %1, %b0" : "+a"(value) : "Nd"(port));
+    } else if (size == 2) {
+        asm volatile("inw %1, %w0" : "+a"(value) : "Nd"(port));
+    } else {
+        asm volatile("inl %1, %0" : "+a"(value) : "Nd"(port));
+    }
+    return value;
 }
 
-static inline uint16_t load16(uint64_t gpa)
+/* One plain access to RAM or MMIO.  @size: bytes, 1, 2, 4 or 8 */
+static inline void store(uint64_t gpa, int size, uint64_t value)
 {
-    return __atomic_load_n((uint16_t *)gpa, __ATOMIC_RELAXED);
+    if (size == 1) {
+        __atomic_store_n((uint8_t *)gpa, value, __ATOMIC_RELAXED);
+    } else if (size == 2) {
+        __atomic_store_n((uint16_t *)gpa, value, __ATOMIC_RELAXED);
+    } else if (size == 4) {
+        __atomic_store_n((uint32_t *)gpa, value, __ATOMIC_RELAXED);
+    } else {
+        __atomic_store_n((uint64_t *)gpa, value, __ATOMIC_RELAXED);
+    }
 }
 
-static inline void store16(uint64_t gpa, uint16_t value)
+static inline uint64_t load(uint64_t gpa, int size)
 {
-    __atomic_store_n((uint16_t *)gpa, value, __ATOMIC_RELAXED);
-}
-
-static inline uint32_t load32(uint64_t gpa)
-{
-    return __atomic_load_n((uint32_t *)gpa, __ATOMIC_RELAXED);
-}
-
-static inline void store32(uint64_t gpa, uint32_t value)
-{
-    __atomic_store_n((uint32_t *)gpa, value, __ATOMIC_RELAXED);
-}
-
-static inline uint64_t load64(uint64_t gpa)
-{
+    if (size == 1) {
+        return __atomic_load_n((uint8_t *)gpa, __ATOMIC_RELAXED);
+    } else if (size == 2) {
+        return __atomic_load_n((uint16_t *)gpa, __ATOMIC_RELAXED);
+    } else if (size == 4) {
+        return __atomic_load_n((uint32_t *)gpa, __ATOMIC_RELAXED);
+    }
     return __atomic_load_n((uint64_t *)gpa, __ATOMIC_RELAXED);
-}
-
-static inline void store64(uint64_t gpa, uint64_t value)
-{
-    __atomic_store_n((uint64_t *)gpa, value, __ATOMIC_RELAXED);
 }
 
 #endif

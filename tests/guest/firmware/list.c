@@ -62,9 +62,10 @@ static Word next_word(Line *line)
 static bool mistake(const Line *line, const char *what, Word word)
 {
     if (word.length) {
-        fail_line(0, line->number, "%s: %.*s", what, word.length, word.start);
+        fail(0, NULL, "line %d: %s: %.*s", line->number, what, word.length,
+             word.start);
     } else {
-        fail_line(0, line->number, "there should be more words");
+        fail(0, NULL, "line %d: there should be more words", line->number);
     }
     return false;
 }
@@ -284,14 +285,15 @@ static bool parse_loop(Line *line, Command *c, Command **around, int *depth)
 {
     if (c->verb->reach == LOOP_BEGIN) {
         if (*depth == LOOP_DEPTH) {
-            fail_line(0, line->number, "too many loops in each other");
+            fail(0, NULL, "line %d: too many loops in each other",
+                 line->number);
             return false;
         }
         c->depth = *depth;
         around[(*depth)++] = c;
     } else if (c->verb->reach == LOOP_END) {
         if (!*depth) {
-            fail_line(0, line->number, "no loop to end");
+            fail(0, NULL, "line %d: no loop to end", line->number);
             return false;
         }
         c->depth = --*depth;
@@ -346,7 +348,8 @@ bool parse_list(const char *text, uint32_t size)
         }
     }
     if (depth) {
-        fail_line(0, around[depth - 1]->line, "this loop has no end");
+        fail(0, NULL, "line %d: this loop has no end",
+             around[depth - 1]->line);
         return false;
     }
     c->verb = NULL;

@@ -3,6 +3,7 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
+#include <stddef.h>
 #include "firmware.h"
 #include "io.h"
 
@@ -76,7 +77,7 @@ void exception_main(const Frame *frame)
     uint64_t cr2;
 
     asm volatile("movq %%cr2, %0" : "=r"(cr2));
-    fail_at(cpu, "exception %lu error 0x%lx at 0x%lx, cr2 0x%lx",
+    fail(cpu, NULL, "exception %ld error 0x%lx at 0x%lx, cr2 0x%lx",
             frame->vector, frame->error, frame->rip, cr2);
     stop_run();
     finish(cpu);
@@ -115,7 +116,7 @@ static void fw_cfg_read(void *to, uint32_t size)
     uint8_t *p = to;
 
     while (size--) {
-        *p++ = in8(FW_CFG_DATA);
+        *p++ = port_in(FW_CFG_DATA, 1);
     }
 }
 
@@ -124,7 +125,7 @@ static uint32_t fw_cfg_read_number(int bytes)
     uint32_t n = 0;
 
     while (bytes--) {
-        n = n << 8 | in8(FW_CFG_DATA);
+        n = n << 8 | port_in(FW_CFG_DATA, 1);
     }
     return n;
 }
@@ -136,7 +137,7 @@ static uint32_t fw_cfg_open(const char *wanted)
     uint32_t files, size, i;
     uint16_t key;
 
-    out16(FW_CFG_SELECT, FW_CFG_FILES);
+    port_out(FW_CFG_SELECT, 2, FW_CFG_FILES);
     for (files = fw_cfg_read_number(4); files; files--) {
         size = fw_cfg_read_number(4);
         key = fw_cfg_read_number(2);
@@ -147,7 +148,7 @@ static uint32_t fw_cfg_open(const char *wanted)
             i++;
         }
         if (wanted[i] == name[i]) {
-            out16(FW_CFG_SELECT, key);
+            port_out(FW_CFG_SELECT, 2, key);
             return size;
         }
     }
@@ -156,9 +157,9 @@ static uint32_t fw_cfg_open(const char *wanted)
 
 static void count_cpus(void)
 {
-    out16(FW_CFG_SELECT, FW_CFG_CPUS);
-    cpus = in8(FW_CFG_DATA);
-    cpus |= in8(FW_CFG_DATA) << 8;
+    port_out(FW_CFG_SELECT, 2, FW_CFG_CPUS);
+    cpus = port_in(FW_CFG_DATA, 1);
+    cpus |= port_in(FW_CFG_DATA, 1) << 8;
 }
 
 static bool read_list(void)
@@ -166,11 +167,11 @@ static bool read_list(void)
     uint32_t size = fw_cfg_open(LIST_NAME);
 
     if (!size) {
-        fail_at(0, "fw_cfg has nothing in " LIST_NAME);
+        fail(0, NULL, "fw_cfg has nothing in " LIST_NAME);
         return false;
     }
     if (size > LIST_SIZE) {
-        fail_at(0, "the list has more than %d bytes", LIST_SIZE);
+        fail(0, NULL, "the list has more than %d bytes", LIST_SIZE);
         return false;
     }
     fw_cfg_read(list_text, size);
@@ -190,9 +191,9 @@ static void copy_start16(void)
 /* Returns when all of them are in cpu_main(). */
 static void start_others(void)
 {
-    store32(APIC_ICR, ALL_OTHERS | INIT);
-    store32(APIC_ICR, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
-    store32(APIC_ICR, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
+    store(APIC_ICR, 4, ALL_OTHERS | INIT);
+    store(APIC_ICR, 4, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
+    store(APIC_ICR, 4, ALL_OTHERS | STARTUP | TRAMPOLINE >> 12);
     while (__atomic_load_n(&online, __ATOMIC_ACQUIRE) < cpus - 1) {
         relax();
     }
@@ -205,9 +206,9 @@ static bool prepare(void)
     prepare_exceptions();
     take_exceptions();
     copy_start16();
-    model_present = in8(MODEL_PORT) == MODEL_PRESENT;
+    model_present = port_in(MODEL_PORT, 1) == MODEL_PRESENT;
     if (cpus > MAX_CPUS) {
-        fail_at(0, "there are more than %d vCPUs", MAX_CPUS);
+        fail(0, NULL, "there are more than %d vCPUs", MAX_CPUS);
         return false;
     }
     if (!read_list()) {

@@ -28,7 +28,7 @@ void fill_pages(uint64_t gpa, uint64_t pages, uint64_t seed, uint64_t stride)
     uint64_t value = pattern(gpa, seed);
 
     for (; gpa < end; gpa += stride, value += step) {
-        store64(gpa, value);
+        store(gpa, 8, value);
     }
 }
 
@@ -39,7 +39,7 @@ static bool words_are(uint64_t gpa, uint64_t pages, uint64_t value,
     uint64_t end = gpa + pages * PAGE;
 
     for (; gpa < end; gpa += stride, value += step) {
-        uint64_t found = load64(gpa);
+        uint64_t found = load(gpa, 8);
 
         if (found != value) {
             *wrong = (Wrong) { gpa, value, found };

@@ -57,7 +57,7 @@ static bool check_page(Run *r, uint64_t page)
     if (p->written) {
         if (!pages_are_filled(gpa, 1, seed_of(r, p->written), STRIDE, &wrong)) {
             fail(r->cpu->number, r->c,
-                 "gpa 0x%lx wanted 0x%lx found 0x%lx, written by step %lu",
+                 "gpa 0x%lx wanted 0x%lx found 0x%lx, written by step %ld",
                  wrong.gpa, wrong.wanted, wrong.found, (uint64_t)p->written);
             return false;
         }
@@ -100,7 +100,7 @@ static bool convert_some(Run *r, uint64_t first, uint64_t n, State state)
 
     if (ret && !busy) {
         fail(r->cpu->number, r->c,
-             "gpa 0x%lx, %lu pages to %s: returned %ld", gpa, n,
+             "gpa 0x%lx, %ld pages to %s: returned %ld", gpa, n,
              state_names[state], ret);
         return false;
     }
@@ -158,7 +158,7 @@ void run_random(Cpu *cpu, const Command *c)
     }
     if (check_pages(&r, 0, pages)) {
         ok_saying(cpu->number, c,
-                  "%lu pages written, %lu checked, %lu converted, %lu busy",
+                  "%ld pages written, %ld checked, %ld converted, %ld busy",
                   r.written, r.checked, r.converted, r.busy);
     }
 }

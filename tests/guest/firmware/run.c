@@ -82,7 +82,7 @@ static void run_access(Cpu *cpu, const Command *c)
         return;
     }
     for (gpa = c->arg[0]; gpa < c->arg[0] + c->arg[1] * PAGE; gpa += PAGE) {
-        load8(gpa);
+        load(gpa, 1);
     }
     ok(cpu->number, c);
 }
@@ -117,48 +117,23 @@ static void report_value(Cpu *cpu, const Command *c, uint64_t value)
 
 static void run_in(Cpu *cpu, const Command *c)
 {
-    uint16_t port = c->arg[0];
-
-    report_value(cpu, c, c->arg[1] == 1 ? in8(port) :
-                         c->arg[1] == 2 ? in16(port) : in32(port));
+    report_value(cpu, c, port_in(c->arg[0], c->arg[1]));
 }
 
 static void run_out(Cpu *cpu, const Command *c)
 {
-    uint16_t port = c->arg[0];
-
-    if (c->arg[1] == 1) {
-        out8(port, c->arg[2]);
-    } else if (c->arg[1] == 2) {
-        out16(port, c->arg[2]);
-    } else {
-        out32(port, c->arg[2]);
-    }
+    port_out(c->arg[0], c->arg[1], c->arg[2]);
     ok(cpu->number, c);
 }
 
 static void run_mmio_read(Cpu *cpu, const Command *c)
 {
-    uint64_t gpa = c->arg[0];
-
-    report_value(cpu, c, c->arg[1] == 1 ? load8(gpa) :
-                         c->arg[1] == 2 ? load16(gpa) :
-                         c->arg[1] == 4 ? load32(gpa) : load64(gpa));
+    report_value(cpu, c, load(c->arg[0], c->arg[1]));
 }
 
 static void run_mmio_write(Cpu *cpu, const Command *c)
 {
-    uint64_t gpa = c->arg[0];
-
-    if (c->arg[1] == 1) {
-        store8(gpa, c->arg[2]);
-    } else if (c->arg[1] == 2) {
-        store16(gpa, c->arg[2]);
-    } else if (c->arg[1] == 4) {
-        store32(gpa, c->arg[2]);
-    } else {
-        store64(gpa, c->arg[2]);
-    }
+    store(c->arg[0], c->arg[1], c->arg[2]);
     ok(cpu->number, c);
 }
 
@@ -207,14 +182,14 @@ static void run_hlt(Cpu *cpu, const Command *c)
 static void run_reset(Cpu *cpu, const Command *c)
 {
     ok(cpu->number, c);
-    out8(RESET_PORT, RESET_ALL);
+    port_out(RESET_PORT, 1, RESET_ALL);
     idle();
 }
 
 static void run_exit(Cpu *cpu, const Command *c)
 {
     ok(cpu->number, c);
-    out32(DEBUG_EXIT_PORT, c->arg[0]);
+    port_out(DEBUG_EXIT_PORT, 4, c->arg[0]);
     idle();
 }
 
