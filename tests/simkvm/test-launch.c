@@ -764,7 +764,7 @@ static void test_tdx_region(void)
     g_assert_cmpint(tdx_region(vcpu, &r, 0, 1, v.source, 2), ==, -EINVAL);
     g_assert_cmpint(tdx_region(vcpu, &r, 1ULL << 35, 1, v.source, 0), ==,
                     -EINVAL);
-    g_assert_cmpint(tdx_region(vcpu, &r, 0, 1ULL << 52, v.source, 0), ==,
+    g_assert_cmpint(tdx_region(vcpu, &r, 1, 1ULL << 52, v.source, 0), ==,
                     -EINVAL);
     g_assert_cmpint(tdx_region(vcpu, &r, SLOTS * PAGES, 1, v.source, 0), ==,
                     -EINVAL);
