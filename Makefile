@@ -3,13 +3,16 @@
 BUILD := $(abspath $(or $(BUILD),build))
 export BUILD
 
-SUITES := integrate hooks gmem functional qemu
+SUITES := integrate hooks gmem simkvm conformance functional qemu
 
 help:
 	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it'
 	@echo 'make check    build what is missing and run every test suite'
 	@echo '              (one suite: make check-NAME, NAME one of'
 	@echo '              $(SUITES))'
+	@echo 'make check-asan  the tests on the model, with sanitizers'
+	@echo 'make check-lab   tests on a kernel with private memory: one that is built,'
+	@echo '              or KERNEL=bzImage'
 	@echo 'make shell    the same guest, with its console on this terminal'
 	@echo "make host CMD='...'  run a command in the emulated host"
 	@echo 'make build    build the emulator: $(BUILD)/qemu-system-x86_64'
@@ -50,6 +53,15 @@ check: guest
 check-%: guest
 	@tests/check $*
 
+# A build of its own, with the same compiler cache.
+check-asan: export CCACHE_DIR := $(or $(CCACHE_DIR),$(BUILD)/ccache)
+check-asan: configured
+	@test -f $(BUILD)/asan/qemu/build.ninja || \
+	    ./configure --build-dir=$(BUILD)/asan \
+	    --qemu-source="$$(cat $(BUILD)/source)" -- --enable-asan --enable-ubsan
+	@BUILD=$(BUILD)/asan scripts/build
+	@BUILD=$(BUILD)/asan tests/check gmem simkvm kvm-mode
+
 patches: configured
 	@scripts/patches
 
@@ -62,5 +74,5 @@ clean:
 distclean:
 	rm -rf $(BUILD)
 
-.PHONY: help all configured build guest run shell host check patches clean \
-	distclean
+.PHONY: help all configured build guest run shell host check check-asan \
+	patches clean distclean
