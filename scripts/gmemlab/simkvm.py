@@ -5,7 +5,7 @@ import json
 import mmap
 import os
 
-from . import build_dir
+from . import LabError, build_dir
 from .machine import GUEST_MEMFD, TIMEOUT, Machine
 
 # Of the Debian package "ovmf".
@@ -14,9 +14,13 @@ OVMF = '/usr/share/ovmf/OVMF.fd'
 
 def library():
     """The model: ours, unless the environment's LIBSIMKVM names another."""
-    return os.path.abspath(
+    path = os.path.abspath(
         os.environ.get('LIBSIMKVM') or
         os.path.join(build_dir(), 'qemu/gmem/tests/simkvm/libsimkvm.so'))
+    # Without it, a program would run on the machine's own KVM.
+    if not os.path.exists(path):
+        raise LabError(f'there is no {path}: scripts/build all')
+    return path
 
 
 def host_cbitpos():
@@ -39,14 +43,6 @@ def snp(properties=''):
     """An SEV-SNP guest, with properties if any: ",name=value..."."""
     return (f'sev-snp-guest,cbitpos={host_cbitpos()},reduced-phys-bits=1' +
             properties)
-
-
-def make_confidential(machine, confidential):
-    """Returns the machine and arguments for it, with that object if any."""
-    if not confidential:
-        return machine, []
-    return (machine + ',confidential-guest-support=cgs0',
-            ['-object', confidential + ',id=cgs0'])
 
 
 class Model:
@@ -80,25 +76,8 @@ class Model:
             return json.load(f)
 
 
-class OnModel:
-    """Inherited by a Machine that is to run on the model."""
-
-    def use_model(self, directory, name, config):
-        """To be called before it is launched."""
-        self.model = Model(directory, name, config)
-        self._wrapper = self.model.wrapper()
-
-    def play(self):
-        """Run it until it ends by itself.  Returns its exit status."""
-        # It may be faster than QMP's greeting.
-        self.set_qmp_monitor(False)
-        self.launch()
-        self.wait(TIMEOUT)
-        return self.exitcode()
-
-
-class SimMachine(OnModel, Machine):
-    """A virtual machine on the model.
+class SimMachine(Machine):
+    """A virtual machine on the model, in scripted mode.
 
     Its console is the debug console, port 0x402.  It ends when the guest
     shuts down.
@@ -108,9 +87,20 @@ class SimMachine(OnModel, Machine):
 
     def __init__(self, directory, config, name='sim', machine='q35', cpus=1,
                  size='128M', backend=GUEST_MEMFD, confidential=None, args=()):
-        machine, more = make_confidential(machine, confidential)
+        if confidential:
+            machine += ',confidential-guest-support=cgs'
+            args = ['-object', confidential + ',id=cgs', *args]
         super().__init__(directory, name, machine, size, backend,
                          ['-accel', 'kvm', '-smp', str(cpus), '-no-reboot'])
-        self.use_model(directory, name, config)
+        self.model = Model(directory, name, config)
+        self._wrapper = self.model.wrapper()
         self.add_args('-debugcon', 'file:' + self.console,
-                      '-global', 'isa-debugcon.iobase=0x402', *more, *args)
+                      '-global', 'isa-debugcon.iobase=0x402', *args)
+
+    def play(self):
+        """Run it until it ends by itself.  Returns its exit status."""
+        # It may be faster than QMP's greeting.
+        self.set_qmp_monitor(False)
+        self.launch()
+        self.wait(TIMEOUT)
+        return self.exitcode()

@@ -14,11 +14,11 @@ import unittest
 HERE = os.path.dirname(os.path.abspath(__file__))
 TESTS = os.path.dirname(HERE)
 ROOT = os.path.dirname(TESTS)
-sys.path[:0] = [os.path.join(ROOT, 'scripts'), os.path.join(TESTS, 'functional')]
+sys.path[:0] = [os.path.join(ROOT, 'scripts'),
+                os.path.join(TESTS, 'functional')]
 import firmware                                           # noqa: E402
-from gmemlab.machine import TIMEOUT, ask_host             # noqa: E402
-from gmemlab.simkvm import (Model, OnModel, SimMachine,   # noqa: E402
-                            library, make_confidential)
+from gmemlab.machine import TIMEOUT                       # noqa: E402
+from gmemlab.simkvm import Model, SimMachine              # noqa: E402
 
 NOT_MODELLED = 86               # exit status
 VIOLATION = -signal.SIGABRT
@@ -27,20 +27,6 @@ VIOLATION = -signal.SIGABRT
 logging.getLogger('qemu.machine').setLevel(logging.ERROR)
 resource.setrlimit(resource.RLIMIT_CORE,
                    (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
-
-
-class KvmGuest(OnModel, firmware.Guest):
-    """Our firmware on a real KVM, to which the model adds what it lacks.
-
-    @kwargs: of firmware.Guest; @confidential: as for SimMachine
-    """
-
-    def __init__(self, directory, config, image, commands, name='sim',
-                 machine='q35', confidential=None, args=(), **kwargs):
-        machine, more = make_confidential(machine, confidential)
-        super().__init__(directory, image, commands, name=name,
-                         machine=machine, args=[*more, *args], **kwargs)
-        self.use_model(directory, name, 'mode kvm\n' + config)
 
 
 class SimTest(unittest.TestCase):
@@ -56,8 +42,6 @@ class SimTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        if not os.path.exists(library()):
-            raise AssertionError(f'there is no {library()}: make build')
         if not SimTest.image:
             # Once for all classes; gone with the process.
             SimTest.directory = tempfile.TemporaryDirectory(prefix='gmem-')
@@ -110,23 +94,12 @@ class SimTest(unittest.TestCase):
         self.assertRegex(str(sim.report['violation']), reason)
         return sim
 
-    def _start(self, sim):
+    def start(self, config='', **kwargs):
+        """A machine that runs, to be driven by QMP, and quits at the end."""
+        sim = self.machine(config, **kwargs)
         sim.launch()
         self.addCleanup(self.quit, sim)
         return sim
-
-    def start(self, config='', **kwargs):
-        """A machine that runs, to be driven by QMP, and quits at the end."""
-        return self._start(self.machine(config, **kwargs))
-
-    def start_guest(self, config, commands, **kwargs):
-        """A KvmGuest that runs; likewise.  Skips the test if KVM cannot."""
-        lacks = ask_host().get('missing')
-        if lacks:
-            self.skipTest(lacks)
-        return self._start(KvmGuest(
-            self.dir, textwrap.dedent(config), self.image,
-            textwrap.dedent(commands), name=self._name(), **kwargs))
 
     def quit(self, sim):
         """End a machine that runs."""

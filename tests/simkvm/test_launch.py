@@ -2,8 +2,8 @@
 """Launches of confidential guests, and what is measured.
 
 The emulator is QEMU's own here, and memory separate: what it does on the
-kernels of today.  The model measures what the emulator gives it; gmemlab.measure
-computes the same from the firmware's file.
+kernels of today.  The model measures what the emulator gives it, and
+gmemlab.measure the firmware's file.
 """
 import os
 import struct
