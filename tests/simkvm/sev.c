@@ -64,29 +64,47 @@ static int snp_platform_status(void *user)
     return sim_copy_to_user(user, &status, sizeof(status));
 }
 
+static const char *const device_commands[SEV_MAX] = {
+    [SEV_FACTORY_RESET] = "SEV_FACTORY_RESET",
+    [SEV_PLATFORM_STATUS] = "SEV_PLATFORM_STATUS",
+    [SEV_PEK_GEN] = "SEV_PEK_GEN",
+    [SEV_PEK_CSR] = "SEV_PEK_CSR",
+    [SEV_PDH_GEN] = "SEV_PDH_GEN",
+    [SEV_PDH_CERT_EXPORT] = "SEV_PDH_CERT_EXPORT",
+    [SEV_PEK_CERT_IMPORT] = "SEV_PEK_CERT_IMPORT",
+    [SEV_GET_ID] = "SEV_GET_ID",
+    [SEV_GET_ID2] = "SEV_GET_ID2",
+    [SNP_PLATFORM_STATUS] = "SNP_PLATFORM_STATUS",
+    [SNP_COMMIT] = "SNP_COMMIT",
+    [SNP_SET_CONFIG] = "SNP_SET_CONFIG",
+    [SNP_VLEK_LOAD] = "SNP_VLEK_LOAD",
+};
+
 int sim_sev_device_ioctl(unsigned long request, void *arg)
 {
     struct sev_issue_cmd *issue = arg;
-    const char *name;
+    void *data;
     int ret;
 
     if (request != (uint32_t)SEV_ISSUE_CMD) {
         return -ENOTTY;
     }
-    issue->error = SEV_RET_SUCCESS;
+    if (issue->cmd >= SEV_MAX) {
+        return sim_refuse(EINVAL, "/dev/sev: command %u", issue->cmd);
+    }
+    data = (void *)(uintptr_t)issue->data;
     switch (issue->cmd) {
     case SEV_PLATFORM_STATUS:
-        name = "SEV_PLATFORM_STATUS";
-        ret = platform_status((void *)(uintptr_t)issue->data);
+        ret = platform_status(data);
         break;
     case SNP_PLATFORM_STATUS:
-        name = "SNP_PLATFORM_STATUS";
-        ret = snp_platform_status((void *)(uintptr_t)issue->data);
+        ret = snp_platform_status(data);
         break;
     default:
-        sim_unmodelled("command %u of /dev/sev", issue->cmd);
+        sim_unmodelled("%s of /dev/sev", device_commands[issue->cmd]);
     }
-    sim_log(name, ret, NULL);
+    issue->error = SEV_RET_SUCCESS;
+    sim_log(device_commands[issue->cmd], ret, NULL);
     return ret;
 }
 
@@ -314,9 +332,11 @@ static int launch_update(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     update.type = args.type;
     gpa = args.gfn_start << SIM_PAGE_SHIFT;
     slot = sim_slot_find(vm, gpa);
-    if (!slot || !(slot->flags & KVM_MEM_GUEST_MEMFD)) {
-        return sim_refuse(EINVAL, "SNP_LAUNCH_UPDATE: gpa 0x%" PRIx64 " has "
-                          "no slot with a guest_memfd", gpa);
+    if (gpa >> SIM_PAGE_SHIFT != args.gfn_start || !slot ||
+        !(slot->flags & KVM_MEM_GUEST_MEMFD)) {
+        return sim_refuse(EINVAL, "SNP_LAUNCH_UPDATE: page 0x%" PRIx64 " has "
+                          "no slot with a guest_memfd",
+                          (uint64_t)args.gfn_start);
     }
 
     while (args.len && gpa < slot->gpa + slot->size) {

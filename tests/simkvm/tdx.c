@@ -158,6 +158,7 @@ static struct kvm_cpuid2 *read_cpuid(const struct kvm_cpuid2 *user,
     }
     cpuid = g_malloc0(size);
     *ret = sim_copy_from_user(cpuid, user, size);
+    cpuid->nent = n;
     if (!*ret && cpuid->padding) {
         *ret = sim_refuse(EINVAL, "KVM_TDX_INIT_VM: padding is not zero");
     }

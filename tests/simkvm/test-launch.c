@@ -271,6 +271,8 @@ static void test_snp_arguments(void)
     g_assert_cmpint(snp_update(&v, &u, 1, 0, 1, v.source + 1), ==, -EINVAL);
     g_assert_cmpint(snp_update(&v, &u, 1, SLOTS * PAGES, 1, v.source), ==,
                     -EINVAL);
+    g_assert_cmpint(snp_update(&v, &u, 1, 1ULL << 52, 1, v.source), ==,
+                    -EINVAL);
     u.gfn_start = 0;
     u.len = SIM_PAGE - 1;
     g_assert_cmpint(snp(&v, KVM_SEV_SNP_LAUNCH_UPDATE, &u, v.sev), ==,
@@ -540,6 +542,9 @@ static void test_platform_status(void)
     issue.data = (uintptr_t)&snp_status;
     g_assert_cmpint(call(v.sev, SEV_ISSUE_CMD, &issue), ==, 0);
     g_assert_cmpint(snp_status.is_rmp_initialized, ==, 1);
+    issue.cmd = SEV_MAX;
+    g_assert_cmpint(call(v.sev, SEV_ISSUE_CMD, &issue), ==, -EINVAL);
+    issue.cmd = SNP_PLATFORM_STATUS;
     issue.data = 8;
     g_assert_cmpint(call(v.sev, SEV_ISSUE_CMD, &issue), ==, -EFAULT);
     g_assert_cmpint(call(v.sev, SEV_ISSUE_CMD + 1, &issue), ==, -ENOTTY);
