@@ -4,6 +4,7 @@ import ctypes
 import json
 import mmap
 import os
+import re
 
 from . import LabError, build_dir
 from .machine import GUEST_MEMFD, TIMEOUT, Machine
@@ -43,6 +44,17 @@ def snp(properties=''):
     """An SEV-SNP guest, with properties if any: ",name=value..."."""
     return (f'sev-snp-guest,cbitpos={host_cbitpos()},reduced-phys-bits=1' +
             properties)
+
+
+def lacks_tdx():
+    """Why QEMU cannot launch a TDX guest on the model here, or None.
+
+    It takes the width of physical addresses from this machine's processor.
+    """
+    with open('/proc/cpuinfo', encoding='ascii') as f:
+        bits = int(re.search(r'(\d+) bits physical', f.read())[1])
+    return f'TDX guests need 48 bits of physical address; there are {bits}' \
+        if bits < 48 else None
 
 
 class Model:

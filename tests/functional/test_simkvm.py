@@ -8,7 +8,7 @@ from baremetal import CPU
 from firmware import FirmwareTest, Guest
 from gmemlab.machine import MEMFD
 from gmemlab.measure import SnpLaunch, TdxLaunch
-from gmemlab.simkvm import Model, host_cbitpos
+from gmemlab.simkvm import Model, lacks_tdx, snp
 
 PAGE = 4096
 CONVERT = """
@@ -44,31 +44,36 @@ class SimGuest(Guest):
 class KvmModeTest(FirmwareTest):
     """Starts guests on the model."""
 
-    def start_sim(self, commands, config, **kwargs):
-        """A SimGuest that has come to the end of its list without failure."""
-        guest = self.launch(SimGuest(self.dir, self.firmware, commands, config,
-                                     **kwargs))
+    def sim(self, commands, config, **kwargs):
+        """A SimGuest that is not launched yet."""
+        return SimGuest(self.dir, self.firmware, commands, config, **kwargs)
+
+    def snp(self, commands, **kwargs):
+        """An SNP guest as QEMU launches it where memory is separate."""
+        return self.sim(
+            commands, 'generation g0', backend=MEMFD,
+            machine='q35,confidential-guest-support=cgs',
+            args=['-object', snp(',id=cgs')], **kwargs)
+
+    def tdx(self, commands, **kwargs):
+        """The same of a TDX guest."""
+        return self.sim(
+            commands, 'generation g0', backend=MEMFD,
+            machine='q35,confidential-guest-support=cgs',
+            # A real KVM that has no TDX need not know of these.
+            cpu=CPU + ',phys-bits=48,guest-phys-bits=48',
+            args=['-object', 'tdx-guest,id=cgs'], **kwargs)
+
+    def play(self, guest):
+        """Run its list, without failure; it is still there then."""
+        self.launch(guest)
         guest.wait_done()
         self.assertEqual(guest.failures(), [], guest.output())
         return guest
 
-    def start_snp(self, commands, config='', **kwargs):
-        """An SNP guest as QEMU launches it where memory is separate."""
-        return self.start_sim(
-            commands, 'generation g0\n' + config, backend=MEMFD,
-            machine='q35,confidential-guest-support=cgs',
-            args=['-object', f'sev-snp-guest,id=cgs,cbitpos={host_cbitpos()},'
-                  'reduced-phys-bits=1'], **kwargs)
-
-    def start_tdx(self, commands, config='', **kwargs):
-        """The same of a TDX guest."""
-        return self.start_sim(
-            commands, 'generation g0\n' + config, backend=MEMFD,
-            machine='q35,confidential-guest-support=cgs,'
-            'kernel-irqchip=split',
-            # A real KVM that has no TDX need not know of these.
-            cpu=CPU + ',phys-bits=48,guest-phys-bits=48',
-            args=['-object', 'tdx-guest,id=cgs'], **kwargs)
+    def play_snp(self, commands, **kwargs):
+        """The same, with an SNP guest."""
+        return self.play(self.snp(commands, **kwargs))
 
     def image(self):
         """Returns the firmware's bytes."""
@@ -93,17 +98,17 @@ class KvmMode(KvmModeTest):
         for generation in 'g1', 'g2':
             for machine in 'q35', 'pc':
                 with self.subTest(generation=generation, machine=machine):
-                    guest = self.start_sim(
+                    guest = self.play(self.sim(
                         'cpu all\nbarrier\ncpu 1\nwrite 0x1000000 64 1\n'
                         'cpu all\nbarrier\ncpu 0\ncheck 0x1000000 64 1\n',
                         'generation ' + generation, machine=machine, cpus=2,
-                        name=f'{machine}-{generation}')
+                        name=f'{machine}-{generation}'))
                     self.assertTrue(guest.bound())
                     peak = guest.end()['peak']
                     self.assertGreaterEqual(peak['guest-memfd'], 64 * PAGE)
 
     def test_snp_launch_and_conversions(self):
-        report = self.check_conversions(self.start_snp(CONVERT))
+        report = self.check_conversions(self.play_snp(CONVERT))
         launch = report['launch']
         self.assertTrue(launch['finished'])
         self.assertEqual(launch['digest'],
@@ -113,12 +118,14 @@ class KvmMode(KvmModeTest):
         self.assertGreater(report['peak']['guest-memfd'], 16 * PAGE)
 
     def test_tdx_launch_and_conversions(self):
-        report = self.check_conversions(self.start_tdx(CONVERT))
+        if lacks_tdx():
+            self.skipTest(lacks_tdx())
+        report = self.check_conversions(self.play(self.tdx(CONVERT)))
         self.assertEqual(report['launch']['digest'],
                          TdxLaunch(self.image()).digest().hex())
 
     def test_states(self):
-        self.start_snp('''
+        self.play_snp('''
             state 0x1000000 1 private
             convert 0x1000000 8 shared
             state 0x1000000 8 shared
@@ -129,9 +136,14 @@ class KvmMode(KvmModeTest):
             state 0x1006000 2 shared
         ''')
 
+    def test_states_are_told_apart(self):
+        guest = self.launch(self.snp('state 0x1000000 2 shared'))
+        guest.wait_done()
+        self.assertEqual(len(guest.failures()), 1, guest.output())
+
     def test_vcpus_that_convert_at_the_same_time(self):
         cpus = 4
-        report = self.start_snp(
+        report = self.play_snp(
             ''.join(f'cpu {n}\nrandom {n} 200 {0x2000000 + (n << 20)} 64\n'
                     for n in range(cpus)), cpus=cpus).end()
         self.assertGreater(report['conversions'], cpus * 10)
@@ -139,7 +151,7 @@ class KvmMode(KvmModeTest):
     def test_vcpus_that_convert_next_to_each_other(self):
         cpus = 4
         # In one slot of the emulator's, page by page another vCPU's.
-        self.start_snp(''.join(f'''
+        self.play_snp(''.join(f'''
             cpu {n}
             repeat 40
             convert {0x2000000 + n * PAGE} 1 shared
@@ -158,14 +170,14 @@ class KvmModeOnAnotherKvm(KvmModeTest):
     EMULATED_HOST = ()
 
     def test_hypercalls(self):
-        guest = self.start_snp('hypercall-by vmmcall\n' + CONVERT)
+        guest = self.play_snp('hypercall-by vmmcall\n' + CONVERT)
         self.check_conversions(guest)
 
     def test_port(self):
-        guest = self.start_snp('hypercall-by port\n' + CONVERT)
+        guest = self.play_snp('hypercall-by port\n' + CONVERT)
         self.check_conversions(guest)
 
     def test_vcpus_that_convert_at_the_same_time(self):
-        self.start_snp(''.join(
+        self.play_snp(''.join(
             f'cpu {n}\nrandom {n} 60 {0x2000000 + (n << 20)} 64\n'
             for n in range(2)), cpus=2)

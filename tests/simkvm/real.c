@@ -239,6 +239,19 @@ static void set_real(SimVm *vm, struct kvm_userspace_memory_region2 *r)
     }
 }
 
+/*
+ * Where KVM itself shall find a slot's memory, when it emulates what the guest
+ * does.  For a software-protected VM it looks at the emulator's mapping,
+ * whatever the state of the page; for others it never sees private memory, so
+ * that a real KVM that has to emulate more than those must not be disturbed.
+ */
+static uintptr_t kvm_address(const SimVm *vm, const SimSlot *slot)
+{
+    return vm->type == KVM_X86_SW_PROTECTED_VM || !slot->gmem
+           ? (uintptr_t)slot->hva
+           : (uintptr_t)slot->gmem->view + slot->offset;
+}
+
 /* One real slot for pages of the same state. */
 static void add_part(SimVm *vm, const SimSlot *slot, uint64_t gpa,
                      uint64_t size, bool private)
@@ -264,8 +277,7 @@ static void add_part(SimVm *vm, const SimSlot *slot, uint64_t gpa,
         region.flags |= KVM_MEM_GUEST_MEMFD;
         region.guest_memfd = slot->gmem->fd;
         region.guest_memfd_offset = slot->offset + in_slot;
-        region.userspace_addr = (uintptr_t)slot->gmem->view + slot->offset +
-                                in_slot;
+        region.userspace_addr = kvm_address(vm, slot) + in_slot;
     }
     region.slot = part.id;
     set_real(vm, &region);
@@ -327,6 +339,9 @@ int sim_real_set_region(SimVm *vm, const SimSlot *slot,
     }
     if (separate(vm) && !slot && remove_parts(vm, r->slot, &start, &end)) {
         return 0;
+    }
+    if (slot && sim_vm_has_private(vm)) {
+        region.userspace_addr = kvm_address(vm, slot);
     }
     if (slot && slot->gmem && !(slot->gmem->flags & GUEST_MEMFD_FLAG_MMAP)) {
         /* It serves private pages only, and this VM has none. */

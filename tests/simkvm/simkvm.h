@@ -333,7 +333,6 @@ struct SimVm {
     GArray *ioeventfds;         /* struct kvm_ioeventfd */
     uint64_t hypercalls;        /* KVM_CAP_EXIT_HYPERCALL */
     bool irqchip;
-    bool apic_bus_cycles_set;   /* KVM_CAP_X86_APIC_BUS_CYCLES_NS */
     SimLaunch launch;
     GChecksum *mrtd;            /* TDX: what was measured so far */
     uint8_t digest[SIM_DIGEST]; /* so far */

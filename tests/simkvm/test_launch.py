@@ -11,7 +11,7 @@ import subprocess
 import unittest
 
 from gmemlab import ROOT, measure
-from gmemlab.simkvm import OVMF, snp
+from gmemlab.simkvm import OVMF, lacks_tdx, snp
 from simtest import SimTest
 
 SCRIPT = '''
@@ -216,6 +216,12 @@ class Tdx(LaunchTest):
     COMMANDS = ('TDX_INIT_VM', 'TDX_INIT_VCPU', 'TDX_INIT_MEM_REGION',
                 'TDX_FINALIZE_VM')
     ARGS = ('-cpu', 'host')
+
+    @classmethod
+    def setUpClass(cls):
+        if lacks_tdx():
+            raise unittest.SkipTest(lacks_tdx())
+        super().setUpClass()
 
     def launch(self, *args, machine='q35,kernel-irqchip=split', **kwargs):
         return super().launch(*args, machine=machine, **kwargs)

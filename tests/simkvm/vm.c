@@ -485,7 +485,6 @@ static int vm_enable_cap(void *object, void *arg)
         if (vm->vcpus->len) {
             return -EINVAL;
         }
-        vm->apic_bus_cycles_set = true;
         return sim_config.kvm ? SIM_PASS : 0;
     }
     if (sim_config.kvm) {
