@@ -6,7 +6,8 @@ export BUILD
 SUITES := integrate hooks gmem simkvm conformance functional qemu
 
 help:
-	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it'
+	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it;'
+	@echo '              launch an SEV-SNP guest on a model of the kernel'
 	@echo 'make check    build what is missing and run every test suite'
 	@echo '              (one suite: make check-NAME, NAME one of'
 	@echo '              $(SUITES))'
@@ -35,6 +36,7 @@ guest: build
 
 run: guest
 	@scripts/run-guest
+	@scripts/run-launch
 
 shell: guest
 	@scripts/run-guest --interactive
