@@ -97,8 +97,11 @@ class SimTest(unittest.TestCase):
     def start(self, config='', **kwargs):
         """A machine that runs, to be driven by QMP, and quits at the end."""
         sim = self.machine(config, **kwargs)
+        # An event while QMP is greeted, as of a guest that stops, upsets it.
+        sim.add_args('-S')
         sim.launch()
         self.addCleanup(self.quit, sim)
+        sim.cmd('cont')
         return sim
 
     def quit(self, sim):
