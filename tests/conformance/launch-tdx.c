@@ -78,6 +78,13 @@ static void answer_region(const char *rule, uint64_t gpa, const void *from,
     }
 }
 
+static void answer_pre_fault(const char *rule)
+{
+    struct kvm_pre_fault_memory args = { .gpa = GPA + 8 * PAGE, .size = PAGE };
+
+    answer_ret(rule, ioctl(vcpu, KVM_PRE_FAULT_MEMORY, &args));
+}
+
 static void answer_regions(void)
 {
     const uint64_t private = GPA + 8 * PAGE;
@@ -147,9 +154,11 @@ int main(int argc, char **argv)
                command(vcpu, KVM_TDX_INIT_VCPU, 0, NULL));
     answer_regions();
 
+    answer_pre_fault("tdx-pre-fault-before-finalize");
     answer_ret("tdx-finalize", command(vm, KVM_TDX_FINALIZE_VM, 0, NULL));
     answer_ret("tdx-finalize-twice",
                command(vm, KVM_TDX_FINALIZE_VM, 0, NULL));
+    answer_pre_fault("tdx-pre-fault");
     answer_region("tdx-region-after-finalize", GPA + 8 * PAGE, source, 1, 0);
     answer_ret("tdx-init-after-finalize", init_vm(0, 0, 0));
     return 0;
