@@ -248,7 +248,7 @@ static bool aligned(uint64_t n)
  * Map what the guest has not touched yet: here, all that can be seen of it is
  * that the pages are allocated.
  */
-static int pre_fault(SimVcpu *vcpu, struct kvm_pre_fault_memory *range)
+static int pre_fault_range(SimVcpu *vcpu, struct kvm_pre_fault_memory *range)
 {
     SimVm *vm = vcpu->vm;
     bool some = false;
@@ -281,6 +281,17 @@ static int pre_fault(SimVcpu *vcpu, struct kvm_pre_fault_memory *range)
         }
     }
     return some ? 0 : ret;
+}
+
+static int pre_fault(SimVcpu *vcpu, void *arg)
+{
+    struct kvm_pre_fault_memory range;
+    int ret = sim_copy_from_user(&range, arg, sizeof(range));
+
+    if (!ret) {
+        ret = pre_fault_range(vcpu, &range);
+    }
+    return sim_copy_to_user(arg, &range, sizeof(range)) ?: ret;
 }
 
 /* --- exits --- */

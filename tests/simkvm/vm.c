@@ -26,9 +26,12 @@ typedef struct SimCall {
     const char *name;
     SimWhere where;
     int (*fn)(void *object, void *arg);
+    bool uncopied;                      /* the argument ends in an array */
 } SimCall;
 
-#define CALL(name, where, fn) { (uint32_t)(name), #name, where, fn }
+#define CALL(name, where, fn) { (uint32_t)(name), #name, where, fn, false }
+#define CALL_ARRAY(name, where, fn) \
+    { (uint32_t)(name), #name, where, fn, true }
 
 /* --- capabilities --- */
 
@@ -323,11 +326,11 @@ static const SimCall system_calls[] = {
     CALL(KVM_CHECK_EXTENSION, BOTH, system_check_extension),
     CALL(KVM_CREATE_VM, BOTH, create_vm),
     CALL(KVM_GET_VCPU_MMAP_SIZE, SCRIPTED, get_vcpu_mmap_size),
-    CALL(KVM_GET_SUPPORTED_CPUID, SCRIPTED, get_supported_cpuid),
-    CALL(KVM_GET_EMULATED_CPUID, SCRIPTED, get_emulated_cpuid),
-    CALL(KVM_GET_MSR_INDEX_LIST, SCRIPTED, get_msr_index_list),
-    CALL(KVM_GET_MSR_FEATURE_INDEX_LIST, SCRIPTED, get_msr_feature_index_list),
-    CALL(KVM_GET_MSRS, SCRIPTED, get_feature_msrs),
+    CALL_ARRAY(KVM_GET_SUPPORTED_CPUID, SCRIPTED, get_supported_cpuid),
+    CALL_ARRAY(KVM_GET_EMULATED_CPUID, SCRIPTED, get_emulated_cpuid),
+    CALL_ARRAY(KVM_GET_MSR_INDEX_LIST, SCRIPTED, get_msr_index_list),
+    CALL_ARRAY(KVM_GET_MSR_FEATURE_INDEX_LIST, SCRIPTED, get_msr_feature_index_list),
+    CALL_ARRAY(KVM_GET_MSRS, SCRIPTED, get_feature_msrs),
     CALL(KVM_X86_GET_MCE_CAP_SUPPORTED, SCRIPTED, get_mce_cap),
     CALL(KVM_HAS_DEVICE_ATTR, BOTH, system_has_attr),
     CALL(KVM_GET_DEVICE_ATTR, BOTH, system_get_attr),
@@ -614,7 +617,7 @@ static const SimCall vm_calls[] = {
     CALL(KVM_SET_MEMORY_ATTRIBUTES, BOTH, set_attributes),
     { (uint32_t)GMEM_SET_MEMORY_ATTRIBUTES2, "KVM_SET_MEMORY_ATTRIBUTES2",
       BOTH, not_of_a_vm },
-    CALL(KVM_MEMORY_ENCRYPT_OP, BOTH, vm_encrypt_op),
+    CALL_ARRAY(KVM_MEMORY_ENCRYPT_OP, BOTH, vm_encrypt_op),
     CALL(KVM_ENABLE_CAP, BOTH, vm_enable_cap),
     CALL(KVM_GET_DIRTY_LOG, SCRIPTED, get_dirty_log),
     CALL(KVM_SET_TSS_ADDR, SCRIPTED, accept),
@@ -622,7 +625,7 @@ static const SimCall vm_calls[] = {
     CALL(KVM_SET_BOOT_CPU_ID, SCRIPTED, accept),
     CALL(KVM_CREATE_IRQCHIP, SCRIPTED, create_irqchip),
     CALL(KVM_CREATE_PIT2, SCRIPTED, accept),
-    CALL(KVM_SET_GSI_ROUTING, SCRIPTED, accept),
+    CALL_ARRAY(KVM_SET_GSI_ROUTING, SCRIPTED, accept),
     CALL(KVM_IRQFD, SCRIPTED, accept),
     CALL(KVM_IOEVENTFD, SCRIPTED, ioeventfd),
     CALL(KVM_IRQ_LINE, SCRIPTED, accept),
@@ -713,6 +716,29 @@ static const char *const kind_names[] = {
     [SIM_SEV] = "/dev/sev",
 };
 
+/* The argument is copied, as a kernel does: it may be anywhere. */
+static int answer(const SimCall *call, void *object, void *arg)
+{
+    uint64_t copy[64];
+    size_t size = _IOC_SIZE(call->request);
+    int ret;
+
+    if (!size || call->uncopied) {
+        return call->fn(object, arg);
+    }
+    g_assert(size <= sizeof(copy));
+    if (_IOC_DIR(call->request) & _IOC_WRITE &&
+        sim_copy_from_user(copy, arg, size)) {
+        return -EFAULT;
+    }
+    ret = call->fn(object, copy);
+    if (_IOC_DIR(call->request) & _IOC_READ && ret != SIM_PASS &&
+        sim_copy_to_user(arg, copy, size)) {
+        return -EFAULT;
+    }
+    return ret;
+}
+
 int sim_ioctl(SimKind kind, void *object, int fd, unsigned long request,
               void *arg)
 {
@@ -737,10 +763,7 @@ int sim_ioctl(SimKind kind, void *object, int fd, unsigned long request,
 
     call = find(kind, request);
     if (call && (call->where == BOTH || !sim_config.kvm)) {
-        /* KVM_MEMORY_ENCRYPT_OP has a meaning without an argument. */
-        ret = _IOC_SIZE(request) && !arg &&
-              request != (uint32_t)KVM_MEMORY_ENCRYPT_OP
-              ? -EFAULT : call->fn(object, arg);
+        ret = answer(call, object, arg);
         if (ret == SIM_PASS) {
             ret = sim_real_ioctl(fd, request, arg);
         }
