@@ -63,9 +63,14 @@ check-asan: configured
 	    ./configure --build-dir=$(BUILD)/asan \
 	    --qemu-source="$$(cat $(BUILD)/source)" -- --enable-asan --enable-ubsan
 	@BUILD=$(BUILD)/asan scripts/build
-	@BUILD=$(BUILD)/asan UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
+	@BUILD=$(BUILD)/asan UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:suppressions=$(abspath tests/sanitizers.supp) \
 	    ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	    tests/check gmem simkvm kvm-mode
+
+# Another kernel in the emulated host: KERNEL=bzImage, or one that is built.
+check-lab: export KERNEL := $(and $(KERNEL),$(abspath $(KERNEL)))
+check-lab: guest
+	@tests/lab/run
 
 patches: configured
 	@scripts/patches
@@ -80,4 +85,4 @@ distclean:
 	rm -rf $(BUILD)
 
 .PHONY: help all configured build guest run shell host check check-asan \
-	patches clean distclean
+	check-lab patches clean distclean

@@ -153,9 +153,12 @@ static int init2(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
 {
     struct kvm_sev_init args;
 
-    if (vm->launch != SIM_LAUNCH_NONE || vm->vcpus->len) {
-        return sim_refuse(EINVAL, "KVM_SEV_INIT2: there are vCPUs, or it was "
-                          "done before");
+    if (vm->launch != SIM_LAUNCH_NONE) {
+        /* sev_mem_enc_ioctl(): from now on, commands of SNP guests only. */
+        return sim_refuse(EPERM, "KVM_SEV_INIT2: done before");
+    }
+    if (vm->vcpus->len) {
+        return sim_refuse(EINVAL, "KVM_SEV_INIT2: there are vCPUs");
     }
     if (sim_copy_from_user(&args, (void *)(uintptr_t)cmd->data,
                            sizeof(args))) {
