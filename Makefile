@@ -63,8 +63,9 @@ check-asan: configured
 	    ./configure --build-dir=$(BUILD)/asan \
 	    --qemu-source="$$(cat $(BUILD)/source)" -- --enable-asan --enable-ubsan
 	@BUILD=$(BUILD)/asan scripts/build
-	@BUILD=$(BUILD)/asan UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1:suppressions=$(abspath tests/sanitizers.supp) \
-	    ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
+	@export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1; \
+	UBSAN_OPTIONS=$$UBSAN_OPTIONS:suppressions=$$PWD/tests/sanitizers.supp; \
+	BUILD=$(BUILD)/asan ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	    tests/check gmem simkvm kvm-mode
 
 # Another kernel in the emulated host: KERNEL=bzImage, or one that is built.
