@@ -19,6 +19,7 @@
 
 struct KVMMemoryListener;
 struct KVMSlot;
+typedef struct GuestMemfd GuestMemfd;
 
 /**
  * GuestMemfdCaps: what the host's KVM can do for this VM
@@ -63,9 +64,51 @@ typedef struct GuestMemfdSlot {
 typedef QTAILQ_HEAD(GuestMemfdSlots, GuestMemfdSlot) GuestMemfdSlots;
 
 /**
+ * GuestMemfdRange: a part of a block
+ * @gmem: the block
+ * @offset, @size: bytes in it, multiples of the host's page size
+ */
+typedef struct GuestMemfdRange {
+    GuestMemfd *gmem;
+    uint64_t offset;
+    uint64_t size;
+} GuestMemfdRange;
+
+/* A conversion that is under way; see guest-memfd-convert.c. */
+typedef struct GuestMemfdClaim GuestMemfdClaim;
+
+/**
+ * GuestMemfdState: which pages of a block are private
+ * @lock: protects all else; innermost, held for a short time only
+ * @released: signalled when a claim goes
+ * @private: a bit a host page, from the block's first; NULL if the VM has no
+ *           private memory
+ * @pages: how many host pages there are
+ * @private_pages: how many of them are private
+ * @claims: conversions under way
+ * @to_private, @to_shared: pages that were converted so far
+ * @busy: answers of EAGAIN so far
+ *
+ * The kernel cannot be asked, so this is the truth about page state.  Only
+ * guest-memfd-convert.c changes it.
+ */
+typedef struct GuestMemfdState {
+    QemuMutex lock;
+    QemuCond released;
+    unsigned long *private;
+    uint64_t pages;
+    uint64_t private_pages;
+    QTAILQ_HEAD(, GuestMemfdClaim) claims;
+    uint64_t to_private;
+    uint64_t to_shared;
+    uint64_t busy;
+} GuestMemfdState;
+
+/**
  * GuestMemfd: a RAM block that is a guest_memfd
  * @rb: the block; its fd is the guest_memfd and belongs to it
  * @inode: of the file, as in /proc/PID/maps
+ * @state: shared and private pages
  * @slots: its memslots, by address space and address
  * @bound: slots bound so far
  * @plain: slots created plain so far
@@ -74,16 +117,17 @@ typedef QTAILQ_HEAD(GuestMemfdSlots, GuestMemfdSlot) GuestMemfdSlots;
  *
  * Lives from guest_memfd_init_ram() until its RAM block goes.
  */
-typedef struct GuestMemfd {
+struct GuestMemfd {
     RAMBlock *rb;
     uint64_t inode;
+    GuestMemfdState state;
     GuestMemfdSlots slots;
     uint64_t bound;
     uint64_t plain;
     uint64_t replaced;
     Error *cpr_blocker;
     QTAILQ_ENTRY(GuestMemfd) next;
-} GuestMemfd;
+};
 
 typedef QTAILQ_HEAD(GuestMemfds, GuestMemfd) GuestMemfds;
 
@@ -134,7 +178,141 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
  */
 bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes);
 
+/* system/guest-memfd-convert.c */
+
+/**
+ * guest_memfd_state_init: all pages of a new block are shared
+ * @gmem: its rb is set
+ * @can_be_private: pages can be converted
+ */
+void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private);
+
+/** guest_memfd_state_destroy: nobody converts pages of it any more. */
+void guest_memfd_state_destroy(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_convert: make ranges private or shared, all of them or none
+ * @ranges: @n of them; they do not overlap
+ *
+ * Pages that are in that state stay as they are, and cost nothing.  Discard
+ * listeners of the blocks hear of pages that become private before, and of
+ * those that become shared after.  May be called with or without the BQL, by
+ * any thread; if it has to wait for another conversion of the same pages, it
+ * gives up the BQL meanwhile.  Contents are the kernel's affair: for SNP and
+ * TDX guests they are lost, also where a failed request is undone.
+ *
+ * Returns: 0; -EAGAIN if somebody holds a page for longer than we wait;
+ * -errno of the kernel, or of a listener.  On error, all is as it was.
+ */
+int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
+                        bool to_private);
+
+/**
+ * guest_memfd_convert_gpa: the same for guest physical addresses
+ * @gpa, @size: bytes
+ *
+ * Where there is no memory, "shared" is what it is, so that is no error.
+ * Returns: as above; -EINVAL if the range is empty, not aligned to pages,
+ * wraps around, or if something in there cannot be private.
+ */
+int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private);
+
+/**
+ * guest_memfd_any_private: is one of these pages private?
+ * @offset, @size: bytes in the block; need not be aligned
+ */
+bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size);
+
+/**
+ * guest_memfd_private_runs: how many runs of private pages there are
+ */
+uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
+
+/* system/guest-memfd-cgs.c: what is asked for, and what shall be done */
+
+/**
+ * guest_memfd_in_place: is RAM of this machine's guest converted in place?
+ *
+ * It is, if the guest is a confidential one, the host can do it, and
+ * convert-in-place is not off.  The answer does not change once KVM runs.
+ */
+bool guest_memfd_in_place(void);
+
+/** guest_memfd_cgs_class_add: give confidential guests "convert-in-place=". */
+void guest_memfd_cgs_class_add(ObjectClass *oc);
+
+/**
+ * guest_memfd_cgs_check: can the host do what the user wants?
+ *
+ * Called when KVM has created the VM, before anything else is.
+ */
+bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp);
+
+/* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
+
+/**
+ * GuestMemfdLaunchRange: what a launch gave to the platform
+ * @gpa, @size: bytes
+ * @type: the platform's name for this kind of page.  Static.
+ * @measured: does the contents count?
+ * @digest: SHA-384 of the contents, if @measured
+ */
+typedef struct GuestMemfdLaunchRange {
+    uint64_t gpa;
+    uint64_t size;
+    const char *type;
+    bool measured;
+    uint8_t digest[48];
+    QSIMPLEQ_ENTRY(GuestMemfdLaunchRange) next;
+} GuestMemfdLaunchRange;
+
+typedef QSIMPLEQ_HEAD(, GuestMemfdLaunchRange) GuestMemfdLaunch;
+
+/** guest_memfd_launch: all ranges so far, in order. */
+const GuestMemfdLaunch *guest_memfd_launch(void);
+
+/**
+ * guest_memfd_launch_host: where a range of guest memory is mapped
+ * @gpa, @size: bytes
+ *
+ * Returns: NULL with @errp set if it is not wholly in one block that is
+ * converted in place, or if a page of it is private.
+ */
+void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp);
+
+/**
+ * guest_memfd_launch_range: make a range private, to be populated in place
+ * @gpa, @size: bytes
+ * @type: see GuestMemfdLaunchRange
+ * @written: the contents matters, so somebody must have written it
+ * @measured: the contents counts
+ *
+ * Its contents is taken down before it cannot be seen any more.
+ * Returns: false with @errp set, and with the range shared.
+ */
+bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
+                              bool written, bool measured, Error **errp);
+
+/**
+ * guest_memfd_launch_finish: make the rest of RAM private
+ *
+ * One conversion a block, or as many as ranges were launched in between.
+ */
+bool guest_memfd_launch_finish(Error **errp);
+
 /* accel/kvm/guest-memfd.c; accel/stubs/ without KVM */
+
+/**
+ * kvm_guest_memfd_set_private: convert a range of a file
+ * @fd: the guest_memfd
+ * @offset, @size: bytes, multiples of the host's page size
+ * @error_offset: set to the offset of the first busy page on -EAGAIN
+ *
+ * One system call, made without waiting for anything of QEMU's.
+ * Returns: 0; or -errno, and then no page has changed.
+ */
+int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
+                                bool private, uint64_t *error_offset);
 
 /**
  * kvm_guest_memfd_caps: what the host can do
