@@ -55,7 +55,7 @@ static GuestMemfdBlock *describe_block(const GuestMemfd *gmem)
     block->id = g_strdup(memory_region_name(gmem->rb->mr));
     block->size = gmem->rb->max_length;
     block->inode = gmem->inode;
-    block->state = GUEST_MEMFD_STATE_SHARED;
+    block->state = GUEST_MEMFD_PAGE_STATE_SHARED;
     block->has_allocated = guest_memfd_allocated(gmem, &block->allocated);
     QTAILQ_FOREACH(s, &gmem->slots, next) {
         QAPI_LIST_APPEND(tail, describe_slot(s));
@@ -115,7 +115,7 @@ static void print_block(Monitor *mon, const GuestMemfdBlock *block)
 
     monitor_printf(mon, "%s: %s, inode %" PRIu64 ", %s, %s allocated\n",
                    block->id, size, block->inode,
-                   GuestMemfdState_str(block->state),
+                   GuestMemfdPageState_str(block->state),
                    block->has_allocated ? allocated : "unknown number");
     for (s = block->slots; s; s = s->next) {
         print_slot(mon, s->value);
