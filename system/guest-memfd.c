@@ -7,6 +7,8 @@
 #include <sys/syscall.h>
 #include "exec/ramlist.h"
 #include "qapi/error.h"
+#include "qemu/bitmap.h"
+#include "qemu/mmap-alloc.h"
 #include "qemu/units.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-compat.h"
@@ -60,6 +62,7 @@ static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
         trace_guest_memfd_remove(gmem->inode);
         assert(QTAILQ_EMPTY(&gmem->slots));
         QTAILQ_REMOVE(&guest_memfds, gmem, next);
+        guest_memfd_state_destroy(gmem);
         guest_memfd_free(gmem);
     }
 }
@@ -77,12 +80,15 @@ static void guest_memfd_watch_ram_blocks(void)
     }
 }
 
-bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
-                          uint64_t size, uint32_t ram_flags, Error **errp)
+/*
+ * A file and what goes with it, for a block that is not there yet.  Returns
+ * NULL on error; else the caller owns both.
+ */
+static GuestMemfd *guest_memfd_new(const char *name, uint64_t size, int *fd,
+                                   Error **errp)
 {
     GuestMemfd *gmem = g_new0(GuestMemfd, 1);
     struct stat st;
-    int fd;
 
     /*
      * A guest_memfd belongs to one VM, so another process cannot make it its
@@ -96,31 +102,145 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
         goto free;
     }
 
-    fd = kvm_guest_memfd_create(size, errp);
-    if (fd < 0) {
+    *fd = kvm_guest_memfd_create(size, errp);
+    if (*fd < 0) {
         goto free;
     }
-    if (fstat(fd, &st) < 0) {
+    if (fstat(*fd, &st) < 0) {
         error_setg_errno(errp, errno, "cannot stat the guest_memfd");
-        goto close;
+        close(*fd);
+        goto free;
+    }
+    gmem->inode = st.st_ino;
+    QTAILQ_INIT(&gmem->slots);
+    return gmem;
+
+free:
+    guest_memfd_free(gmem);
+    return NULL;
+}
+
+static void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb,
+                            bool can_be_private)
+{
+    gmem->rb = rb;
+    guest_memfd_state_init(gmem, can_be_private);
+    guest_memfd_watch_ram_blocks();
+    trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
+                               gmem->inode, rb->host);
+    QTAILQ_INSERT_TAIL(&guest_memfds, gmem, next);
+}
+
+bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
+                          uint64_t size, uint32_t ram_flags, Error **errp)
+{
+    GuestMemfd *gmem;
+    int fd;
+
+    if (guest_memfd_in_place()) {
+        /* See guest_memfd_ram_block_init(). */
+        return memory_region_init_ram_flags_nomigrate(mr, owner, name, size,
+                                                      RAM_SHARED |
+                                                      RAM_GUEST_MEMFD |
+                                                      ram_flags, errp);
+    }
+
+    gmem = guest_memfd_new(name, size, &fd, errp);
+    if (!gmem) {
+        return false;
     }
     if (!memory_region_init_ram_from_fd(mr, owner, name, size,
                                         RAM_SHARED | ram_flags, fd, 0, errp)) {
-        goto close;
+        close(fd);
+        guest_memfd_free(gmem);
+        return false;
+    }
+    guest_memfd_add(gmem, mr->ram_block, false);
+    return true;
+}
+
+bool guest_memfd_ram_is_separate(const RAMBlock *rb)
+{
+    return rb->flags & RAM_GUEST_MEMFD && !guest_memfd_in_place();
+}
+
+bool guest_memfd_starts_private(MemoryRegion *mr)
+{
+    return memory_region_has_guest_memfd(mr) && !guest_memfd_in_place();
+}
+
+bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
+{
+    ERRP_GUARD();
+    const char *name = memory_region_name(rb->mr);
+    uint32_t map_flags = QEMU_MAP_SHARED;
+    GuestMemfd *gmem;
+    int fd;
+
+    if (!(rb->flags & RAM_GUEST_MEMFD) || !guest_memfd_in_place()) {
+        return true;
+    }
+    if (rb->host) {
+        error_setg(errp, "Memory '%s' cannot be memory of a confidential "
+                   "guest, because this host converts guest_memfd in place "
+                   "and serves nothing else to such a guest", name);
+        error_append_hint(errp, "Use memory-backend-guest-memfd, or "
+                          "memory-backend-memfd without guest-memfd=off.\n");
+        return false;
+    }
+    /* Balloons would punch holes that nobody knows of. */
+    if (ram_block_coordinated_discard_require(true) < 0) {
+        error_setg(errp, "Memory '%s' cannot be converted between shared and "
+                   "private, because a device pins all of it; remove the "
+                   "device that disables discarding of RAM", name);
+        return false;
+    }
+    gmem = guest_memfd_new(name, rb->max_length, &fd, errp);
+    if (!gmem) {
+        goto allow_discard;
     }
 
-    gmem->rb = mr->ram_block;
-    gmem->inode = st.st_ino;
-    QTAILQ_INIT(&gmem->slots);
-    guest_memfd_watch_ram_blocks();
-    trace_guest_memfd_init_ram(name, size, gmem->inode, gmem->rb->host);
-    QTAILQ_INSERT_TAIL(&guest_memfds, gmem, next);
+    rb->mr->align = MAX(rb->mr->align, QEMU_VMALLOC_ALIGN);
+    map_flags |= rb->flags & RAM_NORESERVE ? QEMU_MAP_NORESERVE : 0;
+    rb->host = qemu_ram_mmap(fd, rb->max_length, rb->mr->align, map_flags, 0);
+    if (rb->host == MAP_FAILED) {
+        error_setg_errno(errp, errno, "cannot map the guest_memfd of '%s'",
+                         name);
+        goto close;
+    }
+    rb->attributes = ram_block_attributes_create(rb);
+    if (!rb->attributes) {
+        error_setg(errp, "Memory '%s' cannot be converted between shared and "
+                   "private, because another device manages which parts of it "
+                   "are there (virtio-mem)", name);
+        goto unmap;
+    }
+    bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
+
+    /*
+     * The block has its file twice, once for those who share RAM with other
+     * processes and once for KVM; each is closed with the block.
+     */
+    rb->fd = qemu_dup(fd);
+    if (rb->fd < 0) {
+        error_setg_errno(errp, errno, "cannot duplicate the guest_memfd");
+        ram_block_attributes_destroy(rb->attributes);
+        rb->attributes = NULL;
+        goto unmap;
+    }
+    rb->guest_memfd = fd;
+    rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
+    guest_memfd_add(gmem, rb, true);
     return true;
 
+unmap:
+    qemu_ram_munmap(fd, rb->host, rb->max_length);
 close:
+    rb->host = NULL;
     close(fd);
-free:
     guest_memfd_free(gmem);
+allow_discard:
+    ram_block_coordinated_discard_require(false);
     return false;
 }
 

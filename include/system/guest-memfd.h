@@ -78,7 +78,7 @@ typedef struct GuestMemfdRange {
 typedef struct GuestMemfdClaim GuestMemfdClaim;
 
 /**
- * GuestMemfdState: which pages of a block are private
+ * GuestMemfdPageState: which pages of a block are private
  * @lock: protects all else; innermost, held for a short time only
  * @released: signalled when a claim goes
  * @private: a bit a host page, from the block's first; NULL if the VM has no
@@ -92,7 +92,7 @@ typedef struct GuestMemfdClaim GuestMemfdClaim;
  * The kernel cannot be asked, so this is the truth about page state.  Only
  * guest-memfd-convert.c changes it.
  */
-typedef struct GuestMemfdState {
+typedef struct GuestMemfdPageState {
     QemuMutex lock;
     QemuCond released;
     unsigned long *private;
@@ -102,7 +102,7 @@ typedef struct GuestMemfdState {
     uint64_t to_private;
     uint64_t to_shared;
     uint64_t busy;
-} GuestMemfdState;
+} GuestMemfdPageState;
 
 /**
  * GuestMemfd: a RAM block that is a guest_memfd
@@ -120,7 +120,7 @@ typedef struct GuestMemfdState {
 struct GuestMemfd {
     RAMBlock *rb;
     uint64_t inode;
-    GuestMemfdState state;
+    GuestMemfdPageState state;
     GuestMemfdSlots slots;
     uint64_t bound;
     uint64_t plain;
@@ -158,6 +158,28 @@ GuestMemfd *guest_memfd_from_host(const void *host);
  */
 bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                           uint64_t size, uint32_t ram_flags, Error **errp);
+
+/**
+ * guest_memfd_ram_block_init: make a new RAM block a guest_memfd, all shared
+ * @rb: on its way into the list of RAM blocks
+ *
+ * Does so if it has to be RAM of a guest that is converted in place.  The
+ * list of RAM blocks is locked.
+ * Returns: false, with nothing left behind, on error.
+ */
+bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp);
+
+/**
+ * guest_memfd_ram_is_separate: has @rb private memory beside its own?
+ */
+bool guest_memfd_ram_is_separate(const RAMBlock *rb);
+
+/**
+ * guest_memfd_starts_private: does KVM have to be told that memory which is
+ * mapped to the guest now is private?
+ * @mr: any kind of region
+ */
+bool guest_memfd_starts_private(MemoryRegion *mr);
 
 /**
  * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
@@ -247,6 +269,12 @@ void guest_memfd_cgs_class_add(ObjectClass *oc);
  * Called when KVM has created the VM, before anything else is.
  */
 bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp);
+
+/**
+ * guest_memfd_cgs_check_backend: can a guest_memfd be this machine's RAM?
+ * @type: of the backend, for the error
+ */
+bool guest_memfd_cgs_check_backend(const char *type, Error **errp);
 
 /* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
 
