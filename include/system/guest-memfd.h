@@ -78,7 +78,7 @@ typedef struct GuestMemfdRange {
 typedef struct GuestMemfdClaim GuestMemfdClaim;
 
 /**
- * GuestMemfdPageState: which pages of a block are private
+ * GuestMemfdState: which pages of a block are private
  * @lock: protects all else; innermost, held for a short time only
  * @released: signalled when a claim goes
  * @private: a bit a host page, from the block's first; NULL if the VM has no
@@ -92,7 +92,7 @@ typedef struct GuestMemfdClaim GuestMemfdClaim;
  * The kernel cannot be asked, so this is the truth about page state.  Only
  * guest-memfd-convert.c changes it.
  */
-typedef struct GuestMemfdPageState {
+typedef struct GuestMemfdState {
     QemuMutex lock;
     QemuCond released;
     unsigned long *private;
@@ -102,7 +102,7 @@ typedef struct GuestMemfdPageState {
     uint64_t to_private;
     uint64_t to_shared;
     uint64_t busy;
-} GuestMemfdPageState;
+} GuestMemfdState;
 
 /**
  * GuestMemfd: a RAM block that is a guest_memfd
@@ -120,7 +120,7 @@ typedef struct GuestMemfdPageState {
 struct GuestMemfd {
     RAMBlock *rb;
     uint64_t inode;
-    GuestMemfdPageState state;
+    GuestMemfdState state;
     GuestMemfdSlots slots;
     uint64_t bound;
     uint64_t plain;
