@@ -9,6 +9,7 @@
 #include "qapi/error.h"
 #include "qemu/bitmap.h"
 #include "qemu/mmap-alloc.h"
+#include "qemu/rcu_queue.h"
 #include "qemu/units.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-compat.h"
@@ -33,7 +34,8 @@ GuestMemfd *guest_memfd_from_host(const void *host)
 {
     GuestMemfd *gmem;
 
-    QTAILQ_FOREACH(gmem, &guest_memfds, next) {
+    RCU_READ_LOCK_GUARD();
+    QTAILQ_FOREACH_RCU(gmem, &guest_memfds, next) {
         uintptr_t start = (uintptr_t)gmem->rb->host;
 
         if ((uintptr_t)host - start < gmem->rb->max_length) {
@@ -49,6 +51,12 @@ static void guest_memfd_free(GuestMemfd *gmem)
     g_free(gmem);
 }
 
+static void guest_memfd_reclaim(GuestMemfd *gmem)
+{
+    guest_memfd_state_destroy(gmem);
+    g_free(gmem);
+}
+
 /*
  * The RAM block is about to go: no memory region uses it any more, so its
  * slots are gone too.  Mapping and file follow after an RCU grace period.
@@ -61,9 +69,9 @@ static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
     if (gmem) {
         trace_guest_memfd_remove(gmem->inode);
         assert(QTAILQ_EMPTY(&gmem->slots));
-        QTAILQ_REMOVE(&guest_memfds, gmem, next);
-        guest_memfd_state_destroy(gmem);
-        guest_memfd_free(gmem);
+        QTAILQ_REMOVE_RCU(&guest_memfds, gmem, next);
+        migrate_del_blocker(&gmem->cpr_blocker);
+        call_rcu(gmem, guest_memfd_reclaim, rcu);
     }
 }
 
@@ -128,7 +136,7 @@ static void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb,
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
                                gmem->inode, rb->host);
-    QTAILQ_INSERT_TAIL(&guest_memfds, gmem, next);
+    QTAILQ_INSERT_TAIL_RCU(&guest_memfds, gmem, next);
 }
 
 bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,

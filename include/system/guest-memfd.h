@@ -12,6 +12,7 @@
 
 #include "qapi/qapi-types-guest-memfd.h"
 #include "qemu/queue.h"
+#include "qemu/rcu.h"
 #include "qemu/thread-context.h"
 #include "system/hostmem.h"
 
@@ -115,9 +116,11 @@ typedef struct GuestMemfdState {
  * @replaced: slots replaced under a running VM so far
  * @cpr_blocker: a guest_memfd cannot follow into another QEMU process
  *
- * Lives from guest_memfd_init_ram() until its RAM block goes.
+ * Lives as long as its RAM block, so who holds a reference to the memory
+ * region, or is in an RCU critical section, may keep a pointer.
  */
 struct GuestMemfd {
+    struct rcu_head rcu;
     RAMBlock *rb;
     uint64_t inode;
     GuestMemfdState state;
@@ -140,6 +143,7 @@ const GuestMemfds *guest_memfd_list(void);
  * guest_memfd_from_host: the block that @host points into
  * @host: any address; need not be RAM
  *
+ * Needs no lock; but the block must not go before the caller is done with it.
  * Returns: the block, or NULL.
  */
 GuestMemfd *guest_memfd_from_host(const void *host);
@@ -205,7 +209,8 @@ bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes);
 /**
  * guest_memfd_state_init: all pages of a new block are shared
  * @gmem: its rb is set
- * @can_be_private: pages can be converted
+ * @can_be_private: pages can be converted; then the RAM block has attributes,
+ *                  all bits of which are set
  */
 void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private);
 
@@ -220,8 +225,10 @@ void guest_memfd_state_destroy(GuestMemfd *gmem);
  * listeners of the blocks hear of pages that become private before, and of
  * those that become shared after.  May be called with or without the BQL, by
  * any thread; if it has to wait for another conversion of the same pages, it
- * gives up the BQL meanwhile.  Contents are the kernel's affair: for SNP and
- * TDX guests they are lost, also where a failed request is undone.
+ * gives up the BQL meanwhile.  It keeps the BQL while the kernel converts, and
+ * while a page is busy, up to a second: so hold it only where no vCPU runs.
+ * The blocks must not go meanwhile.  Contents are the kernel's affair: for SNP
+ * and TDX guests they are lost, also where a failed request is undone.
  *
  * Returns: 0; -EAGAIN if somebody holds a page for longer than we wait;
  * -errno of the kernel, or of a listener.  On error, all is as it was.
