@@ -326,13 +326,14 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
     return true;
 }
 
-bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes)
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
+                           uint64_t size, uint64_t *bytes)
 {
     /* Layout: cachestat(2), counts in pages. */
     struct {
         uint64_t offset;
         uint64_t size;
-    } range = { 0, gmem->rb->max_length };
+    } range = { offset, size };
     struct {
         uint64_t cache;
         uint64_t dirty;

@@ -197,12 +197,14 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
                               ThreadContext *tc, bool async, Error **errp);
 
 /**
- * guest_memfd_allocated: bytes that have a page now
+ * guest_memfd_allocated: bytes of a range that have a page now
+ * @offset, @size: bytes in the block, multiples of the host's page size
  *
  * Asks cachestat(2) (Linux 6.5), which alone counts pages of a guest_memfd.
  * Returns: false where the kernel has no such call.
  */
-bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes);
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
+                           uint64_t size, uint64_t *bytes);
 
 /* system/guest-memfd-convert.c */
 
@@ -285,6 +287,8 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp);
 
 /* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
 
+#define GUEST_MEMFD_DIGEST 48   /* bytes of a SHA-384 */
+
 /**
  * GuestMemfdLaunchRange: what a launch gave to the platform
  * @gpa, @size: bytes
@@ -297,7 +301,7 @@ typedef struct GuestMemfdLaunchRange {
     uint64_t size;
     const char *type;
     bool measured;
-    uint8_t digest[48];
+    uint8_t digest[GUEST_MEMFD_DIGEST];
     QSIMPLEQ_ENTRY(GuestMemfdLaunchRange) next;
 } GuestMemfdLaunchRange;
 
@@ -311,7 +315,7 @@ const GuestMemfdLaunch *guest_memfd_launch(void);
  * @gpa, @size: bytes
  *
  * Returns: NULL with @errp set if it is not wholly in one block that is
- * converted in place, or if a page of it is private.
+ * converted in place, or if a page of it is launched or private.
  */
 void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp);
 
@@ -323,10 +327,19 @@ void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp);
  * @measured: the contents counts
  *
  * Its contents is taken down before it cannot be seen any more.
- * Returns: false with @errp set, and with the range shared.
+ * Returns: false with @errp set, and with the range as it was.
  */
 bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
                               bool written, bool measured, Error **errp);
+
+/**
+ * guest_memfd_launch_note: take down a range that is populated from elsewhere
+ * @contents: @size bytes if they count, else NULL
+ *
+ * For separate memory; else as guest_memfd_launch_range(), without the checks.
+ */
+bool guest_memfd_launch_note(hwaddr gpa, hwaddr size, const char *type,
+                             const void *contents, Error **errp);
 
 /**
  * guest_memfd_launch_finish: make the rest of RAM private
@@ -334,6 +347,32 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
  * One conversion a block, or as many as ranges were launched in between.
  */
 bool guest_memfd_launch_finish(Error **errp);
+
+/**
+ * guest_memfd_launch_digest: SHA-384
+ * @size: bytes at @data
+ */
+bool guest_memfd_launch_digest(const void *data, size_t size,
+                               uint8_t digest[GUEST_MEMFD_DIGEST],
+                               Error **errp);
+
+/** guest_memfd_launch_hex: @digest as text, which the caller owns. */
+char *guest_memfd_launch_hex(const uint8_t digest[GUEST_MEMFD_DIGEST]);
+
+/**
+ * guest_memfd_launch_measured: the platform is expected to report @digest
+ *
+ * Called once, when all is populated.
+ */
+void guest_memfd_launch_measured(LaunchMeasurementType type,
+                                 const uint8_t digest[GUEST_MEMFD_DIGEST]);
+
+/**
+ * guest_memfd_launch_measurement: what the platform is expected to report
+ *
+ * Returns: NULL before that is known.
+ */
+const LaunchMeasurement *guest_memfd_launch_measurement(void);
 
 /* accel/kvm/guest-memfd.c; accel/stubs/ without KVM */
 

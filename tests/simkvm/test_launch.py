@@ -203,10 +203,6 @@ class Snp(LaunchTest):
              sim.model.log('SNP_LAUNCH_UPDATE')][:3],
             [(4, 12), (3, 9), (9, 0)])
 
-    def test_in_place_is_unknown_to_it(self):
-        sim = self.launch('generation g2', status=1)
-        self.assertIn('KVM does not support guest_memfd', sim.get_log())
-
 
 class Tdx(LaunchTest):
     """TDX."""
