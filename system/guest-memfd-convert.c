@@ -696,6 +696,9 @@ int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
             return ret;
         }
     }
+    if (!r.n) {
+        return 0;
+    }
     normalise(&r);
 
     claim(&r);
