@@ -1,5 +1,6 @@
 /*
- * Confidential guests: is their memory converted in place?
+ * Confidential guests: is their memory converted in place, and if so, their
+ * RAM blocks
  *
  * What the host can do, what the user asks for, and the one answer.
  *
@@ -9,6 +10,8 @@
 #include "hw/boards.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
+#include "qemu/bitmap.h"
+#include "qemu/mmap-alloc.h"
 #include "qom/object.h"
 #include "system/confidential-guest-support.h"
 #include "system/guest-memfd.h"
@@ -107,6 +110,91 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp)
                    "memory-backend-ram", type,
                    object_get_typename(OBJECT(cgs)));
     }
+    return false;
+}
+
+bool guest_memfd_ram_is_separate(const RAMBlock *rb)
+{
+    return rb->flags & RAM_GUEST_MEMFD && !guest_memfd_in_place();
+}
+
+bool guest_memfd_starts_private(MemoryRegion *mr)
+{
+    return memory_region_has_guest_memfd(mr) && !guest_memfd_in_place();
+}
+
+bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
+{
+    ERRP_GUARD();
+    const char *name = memory_region_name(rb->mr);
+    uint32_t map_flags = QEMU_MAP_SHARED;
+    GuestMemfd *gmem;
+    int fd;
+
+    if (!(rb->flags & RAM_GUEST_MEMFD) || !guest_memfd_in_place()) {
+        return true;
+    }
+    if (rb->host) {
+        error_setg(errp, "Memory '%s' cannot be memory of a confidential "
+                   "guest, because this host converts guest_memfd in place "
+                   "and serves nothing else to such a guest", name);
+        error_append_hint(errp, "Use memory-backend-guest-memfd, or "
+                          "memory-backend-memfd without guest-memfd=off.\n");
+        return false;
+    }
+    /* Balloons would punch holes that nobody knows of. */
+    if (ram_block_coordinated_discard_require(true) < 0) {
+        error_setg(errp, "Memory '%s' cannot be converted between shared and "
+                   "private, because a device pins all of it; remove the "
+                   "device that disables discarding of RAM", name);
+        return false;
+    }
+    gmem = guest_memfd_new(name, rb->max_length, &fd, errp);
+    if (!gmem) {
+        goto allow_discard;
+    }
+
+    rb->mr->align = MAX(rb->mr->align, QEMU_VMALLOC_ALIGN);
+    map_flags |= rb->flags & RAM_NORESERVE ? QEMU_MAP_NORESERVE : 0;
+    rb->host = qemu_ram_mmap(fd, rb->max_length, rb->mr->align, map_flags, 0);
+    if (rb->host == MAP_FAILED) {
+        error_setg_errno(errp, errno, "cannot map the guest_memfd of '%s'",
+                         name);
+        goto close;
+    }
+    rb->attributes = ram_block_attributes_create(rb);
+    if (!rb->attributes) {
+        error_setg(errp, "Memory '%s' cannot be converted between shared and "
+                   "private, because another device manages which parts of it "
+                   "are there (virtio-mem)", name);
+        goto unmap;
+    }
+    bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
+
+    /*
+     * The block has its file twice, once for those who share RAM with other
+     * processes and once for KVM; each is closed with the block.
+     */
+    rb->fd = qemu_dup(fd);
+    if (rb->fd < 0) {
+        error_setg_errno(errp, errno, "cannot duplicate the guest_memfd");
+        ram_block_attributes_destroy(rb->attributes);
+        rb->attributes = NULL;
+        goto unmap;
+    }
+    rb->guest_memfd = fd;
+    rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
+    guest_memfd_add(gmem, rb, true);
+    return true;
+
+unmap:
+    qemu_ram_munmap(fd, rb->host, rb->max_length);
+close:
+    rb->host = NULL;
+    close(fd);
+    guest_memfd_free(gmem);
+allow_discard:
+    ram_block_coordinated_discard_require(false);
     return false;
 }
 

@@ -164,6 +164,27 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                           uint64_t size, uint32_t ram_flags, Error **errp);
 
 /**
+ * guest_memfd_new: a file, and what goes with it, for a block to be
+ * @name: of the memory
+ * @size: bytes, a multiple of the host's page size
+ * @fd: set to the file, all shared; the caller owns it
+ *
+ * Returns: to be given to guest_memfd_add() or guest_memfd_free(); or NULL
+ * with @errp set.
+ */
+GuestMemfd *guest_memfd_new(const char *name, uint64_t size, int *fd,
+                            Error **errp);
+
+/**
+ * guest_memfd_add: @rb is that block, and mapped; enter it into the list
+ * @can_be_private: its pages can be converted
+ */
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb, bool can_be_private);
+
+/** guest_memfd_free: it has come to nothing. */
+void guest_memfd_free(GuestMemfd *gmem);
+
+/**
  * guest_memfd_ram_block_init: make a new RAM block a guest_memfd, all shared
  * @rb: on its way into the list of RAM blocks
  *
