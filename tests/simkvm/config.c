@@ -118,6 +118,17 @@ int sim_errno(const char *name)
     sim_mistake("'%s' is not an errno that is used here", name);
 }
 
+/* What asks sim_fault(). */
+static const char *const fault_calls[] = {
+    "KVM_CREATE_GUEST_MEMFD", "KVM_PRE_FAULT_MEMORY",
+    "KVM_SET_MEMORY_ATTRIBUTES", "KVM_SET_MEMORY_ATTRIBUTES2",
+    "KVM_SET_USER_MEMORY_REGION", "SEV_INIT2", "SNP_CPUID_REJECT",
+    "SNP_LAUNCH_FINISH", "SNP_LAUNCH_START", "SNP_LAUNCH_UPDATE",
+    "SNP_LAUNCH_UPDATE_PAGE", "TDX_CAPABILITIES", "TDX_FINALIZE_VM",
+    "TDX_GET_CPUID", "TDX_INIT_MEM_REGION", "TDX_INIT_MEM_REGION_PAGE",
+    "TDX_INIT_VCPU", "TDX_INIT_VM", "fallocate", NULL
+};
+
 static void add_fault(GPtrArray *words)
 {
     const char *at = sim_option(words, "at");
@@ -134,6 +145,10 @@ static void add_fault(GPtrArray *words)
         sim_mistake("fault CALL errno=NAME [at=N] [times=N|forever] "
                     "[offset=BYTES]");
     }
+    if (!g_strv_contains(fault_calls, g_ptr_array_index(words, 0))) {
+        sim_mistake("no call named '%s' can be made to fail",
+                    (char *)g_ptr_array_index(words, 0));
+    }
     fault.error = sim_errno(error);
     fault.call = g_strdup(g_ptr_array_index(words, 0));
     g_array_append_val(faults, fault);
@@ -143,6 +158,8 @@ int sim_fault(const char *call, uint64_t *error_offset)
 {
     int ret = 0;
     guint i;
+
+    g_assert(g_strv_contains(fault_calls, call));
 
     pthread_mutex_lock(&lock);
     for (i = 0; i < faults->len; i++) {

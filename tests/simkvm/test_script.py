@@ -317,7 +317,8 @@ class Strict(SimTest):
         for line, about in (
                 ('generation g3', "generation g0, g1 or g2, not 'g3'"),
                 ('vm-types snp sgx', "'sgx' is no VM type"),
-                ('fault KVM_RUN', 'fault CALL errno=NAME'),
+                ('fault fallocate', 'fault CALL errno=NAME'),
+                ('fault KVM_RUN errno=EIO', "no call named 'KVM_RUN'"),
                 ('fault fallocate errno=EMAGIC', "'EMAGIC' is not an errno"),
                 ('pin 0x1000', 'pin OFFSET SIZE'),
                 ('pin 0x1000 0x10g0', "'0x10g0' is not a number"),
