@@ -45,6 +45,15 @@ int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size);
 void guest_memfd_snp_launch_finish(void);
 
 /**
+ * guest_memfd_tdx_contents: a section that is in the firmware's image
+ *
+ * In place, it is copied if the guest does not find it in the image.
+ * Returns: what is to be populated.
+ */
+void *guest_memfd_tdx_contents(struct TdxGuest *tdx,
+                               const TdxFirmwareEntry *entry);
+
+/**
  * guest_memfd_tdx_section: zeroed memory for a section that is in no image
  *
  * Returns: MAP_FAILED if there is none, where memory is separate.  To be
@@ -61,8 +70,7 @@ void guest_memfd_tdx_section_free(const TdxFirmwareEntry *entry);
  * @entry: its mem_ptr has the contents
  * @region: as for KVM_TDX_INIT_MEM_REGION; its source changes in place
  */
-void guest_memfd_tdx_launch_range(struct TdxGuest *tdx,
-                                  const TdxFirmwareEntry *entry,
+void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region);
 
 /**

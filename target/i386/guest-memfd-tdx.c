@@ -43,12 +43,6 @@ static const char *section_name(const TdxFirmwareEntry *entry)
     return names[entry->type];
 }
 
-static bool is_in_image(const TdxFirmwareEntry *entry)
-{
-    return entry->type == TDVF_SECTION_TYPE_BFV ||
-           entry->type == TDVF_SECTION_TYPE_CFV;
-}
-
 /* QEMU has read the firmware's table, but not asked whether this is true. */
 static void check_image(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
 {
@@ -64,7 +58,7 @@ static void check_image(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
     }
 }
 
-/* Where the guest will find a section that is not part of the image there. */
+/* Where the guest will find a section that the image does not have there. */
 static void *foreign_host(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
 {
     void *host = guest_memfd_launch_host(entry->address, entry->size,
@@ -79,6 +73,22 @@ static void *foreign_host(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
                      "private memory", section_name(entry), entry->address);
         exit(1);
     }
+    return host;
+}
+
+void *guest_memfd_tdx_contents(TdxGuest *tdx, const TdxFirmwareEntry *entry)
+{
+    void *contents = tdx->tdvf.mem_ptr + entry->data_offset;
+    void *host;
+
+    check_image(tdx, entry);
+    if (!guest_memfd_in_place() ||
+        guest_memfd_launch_host(entry->address, entry->size,
+                                &error_fatal) == contents) {
+        return contents;
+    }
+    host = foreign_host(tdx, entry);
+    memcpy(host, contents, entry->size);
     return host;
 }
 
@@ -131,30 +141,22 @@ static void measure(hwaddr gpa, hwaddr size, const uint8_t *contents)
     }
 }
 
-void guest_memfd_tdx_launch_range(TdxGuest *tdx, const TdxFirmwareEntry *entry,
+void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region)
 {
     bool measured = entry->attributes & TDVF_SECTION_ATTRIBUTES_MR_EXTEND;
+    const void *contents = measured ? entry->mem_ptr : NULL;
     const char *name = section_name(entry);
-    void *host = entry->mem_ptr;
 
-    if (is_in_image(entry)) {
-        check_image(tdx, entry);
-    }
     if (!guest_memfd_in_place()) {
-        measure(entry->address, entry->size, measured ? host : NULL);
-        guest_memfd_launch_note(entry->address, entry->size, name,
-                                measured ? host : NULL, &error_fatal);
+        measure(entry->address, entry->size, contents);
+        guest_memfd_launch_note(entry->address, entry->size, name, contents,
+                                &error_fatal);
         return;
     }
-
-    /* Most firmware runs where it was loaded. */
-    if (guest_memfd_launch_host(entry->address, entry->size,
-                                &error_fatal) != host) {
-        host = foreign_host(tdx, entry);
-        memcpy(host, entry->mem_ptr, entry->size);
-    }
-    measure(entry->address, entry->size, measured ? host : NULL);
+    /* A range that cannot be launched may not be readable either. */
+    guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
+    measure(entry->address, entry->size, contents);
     guest_memfd_launch_range(entry->address, entry->size, name, true, measured,
                              &error_fatal);
     region->source_addr = 0;
