@@ -14,6 +14,7 @@ PAGE = 4096
 SEC_MEM, SECRETS, CPUID = 1, 2, 3       # sections for SEV-SNP
 BFV, CFV, TD_HOB, TEMP_MEM = range(4)   # for TDX
 MEASURED = 1
+PRIVATE = 8                             # KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 
 def with_table(image, signature, layout, sections):
@@ -60,6 +61,26 @@ class InPlace(test_launch.LaunchTest):
         self.assertRegex(sim.get_log(), reason)
         self.assertEqual(sim.report['exits'], 0)
         self.assertFalse(sim.report['launch']['finished'])
+
+    def check_conversions(self):
+        """A page that is busy for a moment is no matter; else it is told."""
+        call = 'KVM_SET_MEMORY_ATTRIBUTES2'
+        sim, wanted = self.check('generation g2')
+        made = [c['attributes'] for c in sim.model.log(call)]
+        first = made.index(PRIVATE) + 1
+        self.assertGreater(len(made), first + len(wanted.ranges))
+        for reason, at in (
+                ('bytes at gpa 0xffff0000 private for the launch', first),
+                ("the RAM of '.*' private to finish the launch", len(made))):
+            with self.subTest(at=at):
+                fault = f'generation g2\nfault {call} at={at} '
+                self.check(fault + 'errno=EAGAIN times=3')
+                sim = self.launch(fault + 'errno=EAGAIN times=forever',
+                                  status=1)
+                self.assertRegex(sim.get_log(), reason + '.*pinned')
+                sim = self.launch(fault + 'errno=ENOMEM', status=1)
+                self.assertRegex(sim.get_log(), reason + '.*allocate memory')
+                self.assertEqual(sim.report['exits'], 0)
 
     def check_sources(self, calls, but=()):
         """All are populated from what is there, but those of some types."""
@@ -112,6 +133,9 @@ class Snp(InPlace):
                           for call in calls][:3],
                          [(4, 12), (3, 9), (9, 0)])
         self.check_sources(calls, ('cpuid',))
+
+    def test_conversions_that_fail(self):
+        self.check_conversions()
 
     def test_a_rejected_cpuid_page_is_reported(self):
         sim = self.launch('generation g2\nfault SNP_CPUID_REJECT errno=EIO',
@@ -199,3 +223,6 @@ class Tdx(InPlace):
             fault TDX_INIT_MEM_REGION_PAGE errno=EAGAIN at=5
             fault TDX_INIT_MEM_REGION_PAGE errno=EINTR at=9''')
         self.check_sources(sim.model.log('TDX_INIT_MEM_REGION'))
+
+    def test_conversions_that_fail(self):
+        self.check_conversions()
