@@ -48,7 +48,7 @@ static GuestMemfdSlotInfo *describe_slot(const GuestMemfdSlot *s)
     return slot;
 }
 
-/* Conversions go on meanwhile, so the numbers are those of one moment. */
+/* Conversions may go on meanwhile: the runs are those of a moment later. */
 static void describe_pages(GuestMemfd *gmem, GuestMemfdBlock *block)
 {
     uint64_t private_pages = 0;
@@ -187,9 +187,9 @@ static void print_block(Monitor *mon, const GuestMemfdBlock *block)
     if (block->counters->pages_to_private) {
         g_autofree char *private = size_to_str(block->q_private);
 
-        monitor_printf(mon, "  %s private in %" PRIu64 " runs, pages to "
-                       "private %" PRIu64 ", to shared %" PRIu64 ", busy %"
-                       PRIu64 " times\n", private, block->private_runs,
+        monitor_printf(mon, "  private %s, runs %" PRIu64 ", pages to private "
+                       "%" PRIu64 ", to shared %" PRIu64 ", busy %" PRIu64
+                       " times\n", private, block->private_runs,
                        block->counters->pages_to_private,
                        block->counters->pages_to_shared,
                        block->counters->busy);
