@@ -346,11 +346,16 @@ static int delete_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 {
     int ret = set_region(gmem, s, 0);
 
-    if (!ret) {
-        QTAILQ_REMOVE(&gmem->slots, s, next);
-        g_free(s);
+    if (ret < 0) {
+        error_report("KVM does not delete a memslot of '%s': slot %u, gpa 0x%"
+                     PRIx64 ", 0x%" PRIx64 " bytes: %s",
+                     memory_region_name(gmem->rb->mr), s->slot, s->gpa,
+                     s->size, strerror(-ret));
+        return ret;
     }
-    return ret;
+    QTAILQ_REMOVE(&gmem->slots, s, next);
+    g_free(s);
+    return 0;
 }
 
 /*
@@ -363,6 +368,13 @@ static int update_slot(GuestMemfd *gmem, GuestMemfdSlot *s, uint32_t flags)
     GuestMemfdSlot want = *s;
     int ret;
 
+    /*
+     * Memory that can be private does not log; and a slot must not go, because
+     * private pages of a TDX guest would go with it.
+     */
+    if (flags == old_flags) {
+        return 0;
+    }
     want.flags = flags;
     guest_memfd_slot_decide(&gmem->slots, &want);
     s->flags = flags;
@@ -400,6 +412,9 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
     }
     if (*ret == 0) {
         slot->old_flags = slot->flags;
+    } else if (gmem->state.private) {
+        /* It is told; our caller would abort, as if this were a bug. */
+        exit(1);
     }
     return true;
 }
