@@ -26,6 +26,14 @@ struct TdxGuest;
 int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update);
 
 /**
+ * guest_memfd_snp_launch_result: what KVM_SEV_SNP_LAUNCH_UPDATE has come to
+ * @ret: its answer
+ *
+ * Returns: -EAGAIN if it is to be called again; 0 or -errno.
+ */
+int guest_memfd_snp_launch_result(int ret);
+
+/**
  * guest_memfd_snp_cpuid_page: where the firmware has corrected the CPUID page
  * @hva: where QEMU has written it
  */

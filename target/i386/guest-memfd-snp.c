@@ -111,6 +111,12 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     return 0;
 }
 
+int guest_memfd_snp_launch_result(int ret)
+{
+    /* A signal ends the call in between, and it says how far it has come. */
+    return guest_memfd_in_place() && ret == -EINTR ? -EAGAIN : ret;
+}
+
 void *guest_memfd_snp_cpuid_page(void *hva)
 {
     return snp_cpuid_page ?: hva;

@@ -126,9 +126,12 @@ class Snp(InPlace):
 
     def test_a_launch_that_is_interrupted_goes_on(self):
         sim, _ = self.check_sections(self.NEEDED, '''
+            fault SNP_LAUNCH_UPDATE errno=EAGAIN at=1
+            fault SNP_LAUNCH_UPDATE errno=EINTR at=2
             fault SNP_LAUNCH_UPDATE_PAGE errno=EAGAIN at=5
             fault SNP_LAUNCH_UPDATE_PAGE errno=EINTR at=9''')
-        calls = sim.model.log('SNP_LAUNCH_UPDATE')
+        calls = [call for call in sim.model.log('SNP_LAUNCH_UPDATE')
+                 if not call['ret']]
         self.assertEqual([(call['pages'], call['left'])
                           for call in calls][:3],
                          [(4, 12), (3, 9), (9, 0)])
