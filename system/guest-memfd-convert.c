@@ -315,6 +315,18 @@ static int change_all(Request *r)
     return 0;
 }
 
+/* A guest may be able to have conversions fail: it must not fill the log. */
+static bool may_complain(GuestMemfd *gmem)
+{
+    GuestMemfdState *s = &gmem->state;
+    bool first;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    first = !s->complained;
+    s->complained = true;
+    return first;
+}
+
 /*
  * Convert back what was converted.  If the kernel refuses, the state stays
  * what it really is.
@@ -332,12 +344,17 @@ static void change_back(Request *r)
             int ret = change_run(c->gmem, run, !r->to_private, &patience);
 
             if (ret) {
-                error_report("guest_memfd '%s': a failed conversion of pages "
-                             "0x%" PRIx64 " to 0x%" PRIx64 " to %s cannot be "
-                             "undone: %s", memory_region_name(c->gmem->rb->mr),
-                             run.first, run.end - 1,
-                             r->to_private ? "private" : "shared",
-                             strerror(-ret));
+                trace_guest_memfd_convert_stuck(c->gmem->inode, run.first,
+                                                run.end, r->to_private, ret);
+                if (may_complain(c->gmem)) {
+                    error_report("guest_memfd '%s': a failed conversion of "
+                                 "pages 0x%" PRIx64 " to 0x%" PRIx64 " to %s "
+                                 "cannot be undone: %s",
+                                 memory_region_name(c->gmem->rb->mr),
+                                 run.first, run.end - 1,
+                                 r->to_private ? "private" : "shared",
+                                 strerror(-ret));
+                }
             }
         }
     }
@@ -463,9 +480,14 @@ static void populate_again(Request *r)
                           ? rdl->notify_populate(rdl, &section) : 0;
 
                 if (ret) {
-                    error_report("guest_memfd '%s': pages 0x%" PRIx64
-                                 " to 0x%" PRIx64 " are shared again, but a "
-                                 "device cannot map them: %s",
+                    trace_guest_memfd_convert_unmapped(c->gmem->inode,
+                                                       run.first, run.end,
+                                                       ret);
+                }
+                if (ret && may_complain(c->gmem)) {
+                    error_report("guest_memfd '%s': pages 0x%" PRIx64 " to 0x%"
+                                 PRIx64 " are shared again, but a device "
+                                 "cannot map them: %s",
                                  memory_region_name(c->gmem->rb->mr),
                                  run.first, run.end - 1, strerror(-ret));
                 }

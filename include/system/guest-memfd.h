@@ -89,6 +89,8 @@ typedef struct GuestMemfdClaim GuestMemfdClaim;
  * @claims: conversions under way
  * @to_private, @to_shared: pages that were converted so far
  * @busy: answers of EAGAIN so far
+ * @complained: somebody was told that a failed conversion was not undone; not
+ *              again, because a guest may be able to bring that about
  *
  * The kernel cannot be asked, so this is the truth about page state.  Only
  * guest-memfd-convert.c changes it.
@@ -103,6 +105,7 @@ typedef struct GuestMemfdState {
     uint64_t to_private;
     uint64_t to_shared;
     uint64_t busy;
+    bool complained;
 } GuestMemfdState;
 
 /**
