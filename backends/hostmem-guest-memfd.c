@@ -56,8 +56,8 @@ static bool check_properties(HostMemoryBackend *backend, Error **errp)
     }
     if (object_property_find(OBJECT(backend), "hugetlb") &&
         object_property_get_bool(OBJECT(backend), "hugetlb", NULL)) {
-        error_setg(errp, "%s: 'hugetlb=on' and 'guest-memfd=on' exclude each "
-                   "other, because a guest_memfd has no huge pages", type);
+        error_setg(errp, "%s: 'hugetlb=on' is not possible, because a "
+                   "guest_memfd has no huge pages; leave it out", type);
         return false;
     }
     return true;
@@ -69,7 +69,9 @@ static bool check_host(HostMemoryBackend *backend, Error **errp)
     const char *type = object_get_typename(OBJECT(backend));
     const GuestMemfdCaps *caps = kvm_guest_memfd_caps();
 
-    if (!guest_memfd_cgs_check_backend(type, errp)) {
+    if (!guest_memfd_cgs_check_backend(backend->gmem.mode == ON_OFF_AUTO_ON
+                                       ? "memory-backend-memfd,guest-memfd=on"
+                                       : type, errp)) {
         return false;
     }
     if (caps->missing) {

@@ -100,7 +100,8 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp)
     if (cgs->require_guest_memfd) {
         error_setg(errp, "%s can be memory of a confidential guest only where "
                    "that is converted in place, which %s; use "
-                   "memory-backend-ram or memory-backend-memfd", type,
+                   "memory-backend-ram, or memory-backend-memfd without "
+                   "guest-memfd=on", type,
                    cgs->convert_in_place == ON_OFF_AUTO_OFF
                    ? "convert-in-place=off rules out"
                    : "this host cannot do");
