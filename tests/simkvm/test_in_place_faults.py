@@ -5,6 +5,7 @@ The guest is launched all the same, or the emulator ends with one error.
 """
 from concurrent.futures import ThreadPoolExecutor
 from collections import Counter
+import errno
 import re
 
 from test_in_place import CONVERT, IN_PLACE
@@ -79,6 +80,41 @@ class Faults:
                      self.outcome(plan, clean), plans) if o]
         self.assertEqual(wrong, [], f'{len(wrong)} of {len(plans)}:\n' +
                          '\n'.join(wrong))
+
+
+    def conversions(self, sim):
+        """The conversions of a launch, which come after the probe's."""
+        return sim.model.log(CONVERT)[1:]
+
+    def test_pages_that_are_held_for_a_while(self):
+        clean = self.launch(IN_PLACE)
+        for first in self.conversions(clean):
+            # Its last page: what comes before it is not taken either.
+            page = first['offset'] + first['size'] - 0x1000
+            with self.subTest(file=first['file'], page=page):
+                sim = self.launch(f'{IN_PLACE}\npin {page} 4096 times=5 '
+                                  f'file={first["file"]}')
+                self.assertEqual(sim.report['launch'], clean.report['launch'])
+                self.assertEqual(
+                    [call['ret'] for call in self.conversions(sim)
+                     if call['ret']], [-errno.EAGAIN] * 5)
+
+    def test_pages_that_are_held_for_ever(self):
+        clean = self.launch(IN_PLACE)
+        # The firmware, the first of RAM, and the last block.
+        first, ram, *_, last = self.conversions(clean)
+        for call in first, ram, last:
+            with self.subTest(call=call):
+                sim = self.launch(
+                    f'{IN_PLACE}\npin {call["offset"]} 4096 times=forever '
+                    f'file={call["file"]}', status=1)
+                self.assertEqual(sim.report['exits'], 0)
+                self.assertNotIn(self.COMMANDS[-1], sim.report['calls'])
+                error, = errors(sim.get_log())
+                self.assertRegex(error, 'Cannot make .* private.* keeps a page '
+                                 'pinned: Resource temporarily unavailable')
+                # It asks for about a second, and more and more rarely.
+                self.assertLess(len(self.conversions(sim)), 200)
 
 
 class Snp(Faults, SnpLaunchTest):
