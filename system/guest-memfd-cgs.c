@@ -130,7 +130,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
     const char *name = memory_region_name(rb->mr);
     uint32_t map_flags = QEMU_MAP_SHARED;
     GuestMemfd *gmem;
-    int fd;
+    int fd, ret;
 
     if (!(rb->flags & RAM_GUEST_MEMFD) || !guest_memfd_in_place()) {
         return true;
@@ -163,15 +163,6 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                          name);
         goto close;
     }
-    rb->attributes = ram_block_attributes_create(rb);
-    if (!rb->attributes) {
-        error_setg(errp, "Memory '%s' cannot be converted between shared and "
-                   "private, because another device manages which parts of it "
-                   "are there (virtio-mem)", name);
-        goto unmap;
-    }
-    bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
-
     /*
      * The block has its file twice, once for those who share RAM with other
      * processes and once for KVM; each is closed with the block.
@@ -179,21 +170,49 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
     rb->fd = qemu_dup(fd);
     if (rb->fd < 0) {
         error_setg_errno(errp, errno, "cannot duplicate the guest_memfd");
-        ram_block_attributes_destroy(rb->attributes);
-        rb->attributes = NULL;
         goto unmap;
+    }
+    rb->attributes = ram_block_attributes_create(rb);
+    if (!rb->attributes) {
+        error_setg(errp, "Memory '%s' cannot be converted between shared and "
+                   "private, because another device manages which parts of it "
+                   "are there (virtio-mem)", name);
+        goto close_both;
+    }
+    bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
+    guest_memfd_add(gmem, rb, true);
+
+    /* What is plugged into a guest that runs is private, as its RAM was. */
+    if (guest_memfd_launch_is_finished()) {
+        GuestMemfdRange all = { gmem, 0, rb->max_length };
+
+        ret = guest_memfd_convert(&all, 1, true);
+        if (ret) {
+            error_setg_errno(errp, -ret, "Memory '%s' cannot be made private",
+                             name);
+            goto remove;
+        }
     }
     rb->guest_memfd = fd;
     rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
-    guest_memfd_add(gmem, rb, true);
     return true;
 
+remove:
+    guest_memfd_remove(gmem);
+    gmem = NULL;
+    ram_block_attributes_destroy(rb->attributes);
+    rb->attributes = NULL;
+close_both:
+    close(rb->fd);
+    rb->fd = -1;
 unmap:
     qemu_ram_munmap(fd, rb->host, rb->max_length);
 close:
     rb->host = NULL;
     close(fd);
-    guest_memfd_free(gmem);
+    if (gmem) {
+        guest_memfd_free(gmem);
+    }
 allow_discard:
     ram_block_coordinated_discard_require(false);
     return false;

@@ -19,6 +19,7 @@
 
 static GuestMemfdLaunch launch = QSIMPLEQ_HEAD_INITIALIZER(launch);
 static LaunchMeasurement *measurement;
+static bool finished;
 
 const GuestMemfdLaunch *guest_memfd_launch(void)
 {
@@ -224,6 +225,11 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
     return true;
 }
 
+bool guest_memfd_launch_is_finished(void)
+{
+    return finished;
+}
+
 bool guest_memfd_launch_finish(Error **errp)
 {
     GuestMemfd *gmem;
@@ -244,5 +250,6 @@ bool guest_memfd_launch_finish(Error **errp)
             return false;
         }
     }
+    finished = true;
     return true;
 }

@@ -55,6 +55,15 @@ static void guest_memfd_reclaim(GuestMemfd *gmem)
     g_free(gmem);
 }
 
+void guest_memfd_remove(GuestMemfd *gmem)
+{
+    trace_guest_memfd_remove(gmem->inode);
+    assert(QTAILQ_EMPTY(&gmem->slots));
+    QTAILQ_REMOVE_RCU(&guest_memfds, gmem, next);
+    migrate_del_blocker(&gmem->cpr_blocker);
+    call_rcu(gmem, guest_memfd_reclaim, rcu);
+}
+
 /*
  * The RAM block is about to go: no memory region uses it any more, so its
  * slots are gone too.  Mapping and file follow after an RCU grace period.
@@ -65,11 +74,7 @@ static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
     GuestMemfd *gmem = guest_memfd_from_host(host);
 
     if (gmem) {
-        trace_guest_memfd_remove(gmem->inode);
-        assert(QTAILQ_EMPTY(&gmem->slots));
-        QTAILQ_REMOVE_RCU(&guest_memfds, gmem, next);
-        migrate_del_blocker(&gmem->cpr_blocker);
-        call_rcu(gmem, guest_memfd_reclaim, rcu);
+        guest_memfd_remove(gmem);
     }
 }
 

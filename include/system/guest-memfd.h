@@ -184,8 +184,11 @@ GuestMemfd *guest_memfd_new(const char *name, uint64_t size, int *fd,
  */
 void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb, bool can_be_private);
 
-/** guest_memfd_free: it has come to nothing. */
+/** guest_memfd_free: it has come to nothing, before it was added. */
 void guest_memfd_free(GuestMemfd *gmem);
+
+/** guest_memfd_remove: the block goes, or has come to nothing after all. */
+void guest_memfd_remove(GuestMemfd *gmem);
 
 /**
  * guest_memfd_ram_block_init: make a new RAM block a guest_memfd, all shared
@@ -371,6 +374,9 @@ bool guest_memfd_launch_note(hwaddr gpa, hwaddr size, const char *type,
  * One conversion a block, or as many as ranges were launched in between.
  */
 bool guest_memfd_launch_finish(Error **errp);
+
+/** guest_memfd_launch_is_finished: RAM that is added now starts private. */
+bool guest_memfd_launch_is_finished(void);
 
 /**
  * guest_memfd_launch_digest: SHA-384
