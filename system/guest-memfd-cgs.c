@@ -121,7 +121,21 @@ bool guest_memfd_ram_is_separate(const RAMBlock *rb)
 
 bool guest_memfd_starts_private(MemoryRegion *mr)
 {
-    return memory_region_has_guest_memfd(mr) && !guest_memfd_in_place();
+    return memory_region_has_guest_memfd(mr) && !guest_memfd_in_place() &&
+           !current_machine->cgs->starts_shared;
+}
+
+bool guest_memfd_firmware_is_private(MachineState *machine)
+{
+    return machine_require_guest_memfd(machine) &&
+           !machine->cgs->starts_shared;
+}
+
+void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages)
+{
+    if (guest_memfd_in_place() || current_machine->cgs->starts_shared) {
+        bitmap_set(bitmap, 0, pages);
+    }
 }
 
 bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
@@ -179,7 +193,6 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                    "are there (virtio-mem)", name);
         goto close_both;
     }
-    bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
     guest_memfd_add(gmem, rb, true);
 
     /* What is plugged into a guest that runs is private, as its RAM was. */

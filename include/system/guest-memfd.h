@@ -213,6 +213,22 @@ bool guest_memfd_ram_is_separate(const RAMBlock *rb);
 bool guest_memfd_starts_private(MemoryRegion *mr);
 
 /**
+ * guest_memfd_firmware_is_private: is firmware of @machine private memory?
+ *
+ * Else it is what it is in guests without private memory.
+ */
+bool guest_memfd_firmware_is_private(MachineState *machine);
+
+/**
+ * guest_memfd_attributes_init: what discard listeners know of a block at first
+ * @bitmap: a bit a host page, which is set if the page is shared; all clear
+ * @pages: how many there are
+ *
+ * Of a block with private memory, separate or not.
+ */
+void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages);
+
+/**
  * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
  *
  * Takes the arguments of qemu_prealloc_mem().  For RAM that is a guest_memfd
