@@ -114,6 +114,7 @@ class Conversions(SimTest):
         self.assertEqual(self.conversions(sim), [])
 
     def test_nothing_is_punched(self):
+        """Defect 2 of prior art: the legacy habit."""
         sim = self.run_guest('''
             vcpu 0
             fill 0x100000 16 1

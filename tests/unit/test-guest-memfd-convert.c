@@ -12,6 +12,9 @@
  * with "=ERROR" behind what fails.  At all times, no listener may have mapped
  * a page that becomes private, and nobody else may convert a page meanwhile.
  *
+ * "prior art": a defect that prototypes of others had, by its number in the
+ * project's notes on them.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
@@ -91,6 +94,7 @@ static GString *events;
 static unsigned reports;
 
 static int64_t now_us;
+static int64_t tick_us;     /* of the clock, each time it is read */
 static unsigned sleeps;
 static int64_t longest_sleep;
 
@@ -102,7 +106,7 @@ static void (*bql_unlock_hook)(void);
 
 gint64 g_get_monotonic_time(void)
 {
-    return qatomic_read(&now_us);
+    return qatomic_fetch_add(&now_us, tick_us);
 }
 
 void g_usleep(gulong us)
@@ -271,7 +275,7 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
     return ret;
 }
 
-/* Nobody here may free memory of a page. */
+/* Nobody here may free memory of a page (prior art 2). */
 
 int ram_block_discard_range(RAMBlock *rb, uint64_t offset, size_t length)
 {
@@ -460,6 +464,7 @@ static void setup(void)
     populate_fault = (Fault) {};
     reports = 0;
     now_us = 1000;
+    tick_us = 0;
     sleeps = 0;
     longest_sleep = 0;
     bql_unlock_hook = NULL;
@@ -838,6 +843,17 @@ static void test_interrupted(void)
     expect("-0a:4+1 P0:4+1=EINTR P0:4+1=EINTR P0:4+1=EINTR P0:4+1");
     g_assert_cmpint(sleeps, ==, 0);
     g_assert_cmpint(blocks[0].gmem.state.busy, ==, 0);
+    teardown();
+}
+
+static void test_interrupted_for_ever(void)
+{
+    setup();
+    tick_us = 10000;
+    fail_call(1, EINTR, 200);
+    g_assert_cmpint(convert(0, 4, 1, true), ==, -EINTR);
+    g_assert_cmpint(kernel_calls, ==, 101);
+    g_assert_true(g_str_has_suffix(events->str, "P0:4+1=EINTR +0a:4+1"));
     teardown();
 }
 
@@ -1662,6 +1678,7 @@ static const struct {
     { "and comes back when that stays busy", test_split_undone },
     { "an offset that does not help", test_nonsense_offset },
     { "an interrupted call is made again", test_interrupted },
+    { "but not for ever", test_interrupted_for_ever },
     { "other errors are final", test_error_at_once },
     { "to private: one block fails, none is converted (prior art 3, 4)",
       test_other_block_fails },
