@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The firmware on the model of the kernel, in kvm mode: guest code is real.
 
-SNP and TDX guests are launched with private memory apart (generation g0) and in
-place (g2); the guest then asks for page-state changes, and sees their effect.
+SNP and TDX guests are launched with private memory apart (generation g0), and
+in place (g2); the guest then asks for page-state changes, and sees their
+effect.
 """
 from baremetal import CPU
 from firmware import FirmwareTest, Guest

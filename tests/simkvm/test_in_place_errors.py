@@ -123,9 +123,9 @@ class Snp(Errors, SnpLaunchTest):
     """SEV-SNP."""
 
     def test_a_guest_without_guest_memfd(self):
-        self.refuse("sev-guest: 'convert-in-place=on' is not possible, because "
-                    'the memory of such a guest is no guest_memfd; leave it '
-                    'out', confidential=snp(',convert-in-place=on').replace(
+        self.refuse("sev-guest: 'convert-in-place=on' is not possible, "
+                    'because the memory of such a guest is no guest_memfd; '
+                    'leave it out', confidential=snp(',convert-in-place=on').replace(
                         'sev-snp-guest', 'sev-guest'))
 
 

@@ -111,8 +111,8 @@ class Faults:
                 self.assertEqual(sim.report['exits'], 0)
                 self.assertNotIn(self.COMMANDS[-1], sim.report['calls'])
                 error, = errors(sim.get_log())
-                self.assertRegex(error, 'Cannot make .* private.* keeps a page '
-                                 'pinned: Resource temporarily unavailable')
+                self.assertRegex(error, 'Cannot make .* private.* keeps a '
+                                 'page pinned: Resource temporarily')
                 # It asks for about a second, and more and more rarely.
                 self.assertLess(len(self.conversions(sim)), 200)
 
