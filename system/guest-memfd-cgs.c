@@ -164,7 +164,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                    "device that disables discarding of RAM", name);
         return false;
     }
-    gmem = guest_memfd_new(name, rb->max_length, &fd, errp);
+    gmem = guest_memfd_new(name, rb->max_length, true, &fd, errp);
     if (!gmem) {
         goto allow_discard;
     }
@@ -193,7 +193,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                    "are there (virtio-mem)", name);
         goto close_both;
     }
-    guest_memfd_add(gmem, rb, true);
+    guest_memfd_add(gmem, rb);
 
     /* What is plugged into a guest that runs is private, as its RAM was. */
     if (guest_memfd_launch_is_finished()) {

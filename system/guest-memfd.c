@@ -45,7 +45,7 @@ GuestMemfd *guest_memfd_from_host(const void *host)
 
 void guest_memfd_free(GuestMemfd *gmem)
 {
-    migrate_del_blocker(&gmem->cpr_blocker);
+    migrate_del_blocker(&gmem->blocker);
     g_free(gmem);
 }
 
@@ -60,7 +60,7 @@ void guest_memfd_remove(GuestMemfd *gmem)
     trace_guest_memfd_remove(gmem->inode);
     assert(QTAILQ_EMPTY(&gmem->slots));
     QTAILQ_REMOVE_RCU(&guest_memfds, gmem, next);
-    migrate_del_blocker(&gmem->cpr_blocker);
+    migrate_del_blocker(&gmem->blocker);
     call_rcu(gmem, guest_memfd_reclaim, rcu);
 }
 
@@ -91,21 +91,34 @@ static void guest_memfd_watch_ram_blocks(void)
     }
 }
 
-GuestMemfd *guest_memfd_new(const char *name, uint64_t size, int *fd,
-                            Error **errp)
+/*
+ * Private pages cannot be read, so they cannot be migrated.  And a guest_memfd
+ * belongs to one VM, so another process cannot make it its guest's memory: the
+ * block looks like shared memory with a file, which the modes of CPR would
+ * hand over and not copy.  Returns 0 or -errno.
+ */
+static int block_migration(GuestMemfd *gmem, const char *name,
+                           bool can_be_private, Error **errp)
+{
+    if (can_be_private) {
+        error_setg(&gmem->blocker, "Memory '%s' can be private to the guest, "
+                   "and private memory cannot be migrated", name);
+        return migrate_add_blocker(&gmem->blocker, errp);
+    }
+    error_setg(&gmem->blocker, "Memory '%s' is a guest_memfd, which cannot be "
+               "handed to another QEMU process", name);
+    return guest_memfd_block_cpr(&gmem->blocker, errp);
+}
+
+GuestMemfd *guest_memfd_new(const char *name, uint64_t size,
+                            bool can_be_private, int *fd, Error **errp)
 {
     GuestMemfd *gmem = g_new0(GuestMemfd, 1);
     struct stat st;
 
-    /*
-     * A guest_memfd belongs to one VM, so another process cannot make it its
-     * guest's memory.  The block looks like shared memory with a file, which
-     * these modes would hand over and not copy: say no first.
-     */
-    error_setg(&gmem->cpr_blocker,
-               "Memory '%s' is a guest_memfd, which cannot be handed to "
-               "another QEMU process", name);
-    if (guest_memfd_block_cpr(&gmem->cpr_blocker, errp) < 0) {
+    gmem->can_be_private = can_be_private;
+    /* Say no first. */
+    if (block_migration(gmem, name, can_be_private, errp) < 0) {
         goto free;
     }
 
@@ -127,10 +140,10 @@ free:
     return NULL;
 }
 
-void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb, bool can_be_private)
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb)
 {
     gmem->rb = rb;
-    guest_memfd_state_init(gmem, can_be_private);
+    guest_memfd_state_init(gmem, gmem->can_be_private);
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
                                gmem->inode, rb->host);
@@ -151,7 +164,7 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                                                       ram_flags, errp);
     }
 
-    gmem = guest_memfd_new(name, size, &fd, errp);
+    gmem = guest_memfd_new(name, size, false, &fd, errp);
     if (!gmem) {
         return false;
     }
@@ -161,7 +174,7 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
         guest_memfd_free(gmem);
         return false;
     }
-    guest_memfd_add(gmem, mr->ram_block, false);
+    guest_memfd_add(gmem, mr->ram_block);
     return true;
 }
 

@@ -117,7 +117,8 @@ typedef struct GuestMemfdState {
  * @bound: slots bound so far
  * @plain: slots created plain so far
  * @replaced: slots replaced under a running VM so far
- * @cpr_blocker: a guest_memfd cannot follow into another QEMU process
+ * @can_be_private: its pages can be converted
+ * @blocker: of migration, all of it or CPR only
  *
  * Lives as long as its RAM block, so who holds a reference to the memory
  * region, or is in an RCU critical section, may keep a pointer.
@@ -131,7 +132,8 @@ struct GuestMemfd {
     uint64_t bound;
     uint64_t plain;
     uint64_t replaced;
-    Error *cpr_blocker;
+    bool can_be_private;
+    Error *blocker;
     QTAILQ_ENTRY(GuestMemfd) next;
 };
 
@@ -170,19 +172,17 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
  * guest_memfd_new: a file, and what goes with it, for a block to be
  * @name: of the memory
  * @size: bytes, a multiple of the host's page size
+ * @can_be_private: its pages can be converted
  * @fd: set to the file, all shared; the caller owns it
  *
  * Returns: to be given to guest_memfd_add() or guest_memfd_free(); or NULL
  * with @errp set.
  */
-GuestMemfd *guest_memfd_new(const char *name, uint64_t size, int *fd,
-                            Error **errp);
+GuestMemfd *guest_memfd_new(const char *name, uint64_t size,
+                            bool can_be_private, int *fd, Error **errp);
 
-/**
- * guest_memfd_add: @rb is that block, and mapped; enter it into the list
- * @can_be_private: its pages can be converted
- */
-void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb, bool can_be_private);
+/** guest_memfd_add: @rb is that block, and mapped; enter it into the list. */
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb);
 
 /** guest_memfd_free: it has come to nothing, before it was added. */
 void guest_memfd_free(GuestMemfd *gmem);
