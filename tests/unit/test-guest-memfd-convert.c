@@ -919,6 +919,22 @@ static void test_undo_refused(void)
     teardown();
 }
 
+/* A guest may be able to bring it about again and again. */
+static void test_complains_once(void)
+{
+    GuestMemfdRange r[] = { range(0, 1, 1), range(0, 3, 1), range(1, 5, 1) };
+
+    setup();
+    fail_call(3, ENOMEM, 3);
+    g_assert_cmpint(guest_memfd_convert(r, 3, true), ==, -ENOMEM);
+    model(0, 1, 1, true);
+    model(0, 3, 1, true);
+    expect("-0a:1+1 -0a:3+1 -1a:5+1 P0:1+1 P0:3+1 P1:5+1=ENOMEM "
+           "S0:1+1=ENOMEM S0:3+1=ENOMEM +1a:5+1");
+    g_assert_cmpint(reports, ==, 1);
+    teardown();
+}
+
 static void test_listener_refuses(void)
 {
     setup();
@@ -1086,20 +1102,28 @@ static void end_inside(QemuThread *thread)
     qemu_sem_destroy(&leave);
 }
 
+/* One page in common is enough, on either side. */
 static void test_waits_without_bql(void)
 {
+    static const struct {
+        uint64_t first;
+        uint64_t left;
+    } cases[] = { { 0, 4 }, { 6, 3 } };
     QemuThread thread;
+    unsigned i;
 
-    setup();
-    start_inside(&thread);
-    bql_lock();
-    bql_unlock_hook = let_go;
-    g_assert_cmpint(convert(1, 6, 4, false), ==, 0);
-    g_assert_true(have_bql);
-    bql_unlock();
-    end_inside(&thread);
-    model(1, 3, 3, true);
-    teardown();
+    for (i = 0; i < ARRAY_SIZE(cases); i++) {
+        setup();
+        start_inside(&thread);
+        bql_lock();
+        bql_unlock_hook = let_go;
+        g_assert_cmpint(convert(1, cases[i].first, 4, false), ==, 0);
+        g_assert_true(have_bql);
+        bql_unlock();
+        end_inside(&thread);
+        model(1, cases[i].left, 3, true);
+        teardown();
+    }
 }
 
 /* This would wait for ever, if the waiting thread had claimed block 0. */
@@ -1685,6 +1709,7 @@ static const struct {
     { "to shared: one block fails, none is converted (prior art 3)",
       test_other_block_fails_shared },
     { "undo is refused: what is kept is the truth", test_undo_refused },
+    { "who cannot undo complains once a block", test_complains_once },
     { "a listener refuses: all is undone (prior art 4)",
       test_listener_refuses },
     { "a listener refuses late: all is undone (prior art 4)",
