@@ -23,8 +23,8 @@ static bool is_guest_memfd(HostMemoryBackend *backend)
 
 bool guest_memfd_backend_selected(HostMemoryBackend *backend)
 {
-    /* "auto" is for confidential guests that convert in place. */
-    return backend->gmem.mode == ON_OFF_AUTO_ON;
+    return backend->gmem.mode == ON_OFF_AUTO_ON ||
+           (backend->gmem.mode == ON_OFF_AUTO_AUTO && guest_memfd_in_place());
 }
 
 /* What the properties ask for that a guest_memfd cannot be. */
@@ -56,8 +56,8 @@ static bool check_properties(HostMemoryBackend *backend, Error **errp)
     }
     if (object_property_find(OBJECT(backend), "hugetlb") &&
         object_property_get_bool(OBJECT(backend), "hugetlb", NULL)) {
-        error_setg(errp, "%s: 'hugetlb=on' and 'guest-memfd=on' exclude each "
-                   "other, because a guest_memfd has no huge pages", type);
+        error_setg(errp, "%s: 'hugetlb=on' is not possible, because a "
+                   "guest_memfd has no huge pages; leave it out", type);
         return false;
     }
     return true;
@@ -69,9 +69,9 @@ static bool check_host(HostMemoryBackend *backend, Error **errp)
     const char *type = object_get_typename(OBJECT(backend));
     const GuestMemfdCaps *caps = kvm_guest_memfd_caps();
 
-    if (current_machine->cgs) {
-        error_setg(errp, "%s cannot be memory of a confidential guest yet; "
-                   "use memory-backend-ram", type);
+    if (!guest_memfd_cgs_check_backend(backend->gmem.mode == ON_OFF_AUTO_ON
+                                       ? "memory-backend-memfd,guest-memfd=on"
+                                       : type, errp)) {
         return false;
     }
     if (caps->missing) {
@@ -142,8 +142,8 @@ void guest_memfd_backend_class_add(ObjectClass *oc)
                                    &OnOffAuto_lookup, get_guest_memfd,
                                    set_guest_memfd);
     object_class_property_set_description(oc, "guest-memfd",
-        "Use a KVM guest_memfd instead of a memfd (default: auto, which is off "
-        "for ordinary guests)");
+        "Use a KVM guest_memfd instead of a memfd (default: auto, which is on "
+        "for confidential guests that are converted in place)");
 }
 
 static void guest_memfd_backend_init(Object *obj)

@@ -1,14 +1,16 @@
 /*
- * query-guest-memfd, info guest-memfd
+ * query-guest-memfd, query-launch-measurement, and info of these
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "hw/boards.h"
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-guest-memfd.h"
 #include "qemu/cutils.h"
+#include "qemu/lockable.h"
 #include "qemu/module.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-compat.h"
@@ -46,7 +48,27 @@ static GuestMemfdSlotInfo *describe_slot(const GuestMemfdSlot *s)
     return slot;
 }
 
-static GuestMemfdBlock *describe_block(const GuestMemfd *gmem)
+/* Conversions may go on meanwhile: the runs are those of a moment later. */
+static void describe_pages(GuestMemfd *gmem, GuestMemfdBlock *block)
+{
+    uint64_t private_pages = 0;
+
+    if (gmem->state.private) {
+        QEMU_LOCK_GUARD(&gmem->state.lock);
+        private_pages = gmem->state.private_pages;
+        block->counters->pages_to_private = gmem->state.to_private;
+        block->counters->pages_to_shared = gmem->state.to_shared;
+        block->counters->busy = gmem->state.busy;
+    }
+    block->q_private = private_pages * qemu_real_host_page_size();
+    block->shared = block->size - block->q_private;
+    block->private_runs = private_pages ? guest_memfd_private_runs(gmem) : 0;
+    block->state = !block->q_private ? GUEST_MEMFD_PAGE_STATE_SHARED
+                   : block->shared ? GUEST_MEMFD_PAGE_STATE_MIXED
+                                   : GUEST_MEMFD_PAGE_STATE_PRIVATE;
+}
+
+static GuestMemfdBlock *describe_block(GuestMemfd *gmem)
 {
     GuestMemfdBlock *block = g_new0(GuestMemfdBlock, 1);
     GuestMemfdSlotInfoList **tail = &block->slots;
@@ -55,8 +77,8 @@ static GuestMemfdBlock *describe_block(const GuestMemfd *gmem)
     block->id = g_strdup(memory_region_name(gmem->rb->mr));
     block->size = gmem->rb->max_length;
     block->inode = gmem->inode;
-    block->state = GUEST_MEMFD_STATE_SHARED;
-    block->has_allocated = guest_memfd_allocated(gmem, &block->allocated);
+    block->has_allocated = guest_memfd_allocated(gmem, 0, block->size,
+                                                 &block->allocated);
     QTAILQ_FOREACH(s, &gmem->slots, next) {
         QAPI_LIST_APPEND(tail, describe_slot(s));
     }
@@ -64,20 +86,65 @@ static GuestMemfdBlock *describe_block(const GuestMemfd *gmem)
     block->counters->bound = gmem->bound;
     block->counters->plain = gmem->plain;
     block->counters->replaced = gmem->replaced;
+    describe_pages(gmem, block);
     return block;
+}
+
+static GuestMemfdLaunchPages *describe_range(const GuestMemfdLaunchRange *r)
+{
+    GuestMemfdLaunchPages *pages = g_new0(GuestMemfdLaunchPages, 1);
+
+    pages->gpa = r->gpa;
+    pages->size = r->size;
+    pages->type = g_strdup(r->type);
+    pages->measured = r->measured;
+    pages->digest = r->measured ? guest_memfd_launch_hex(r->digest) : NULL;
+    return pages;
 }
 
 GuestMemfdInfo *qmp_query_guest_memfd(Error **errp)
 {
     GuestMemfdInfo *info = g_new0(GuestMemfdInfo, 1);
     GuestMemfdBlockList **tail = &info->blocks;
-    const GuestMemfd *gmem;
+    GuestMemfdLaunchPagesList **launch = &info->launch;
+    const GuestMemfdLaunchRange *r;
+    GuestMemfd *gmem;
 
     info->host = describe_host(kvm_guest_memfd_caps());
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
         QAPI_LIST_APPEND(tail, describe_block(gmem));
     }
+    QSIMPLEQ_FOREACH(r, guest_memfd_launch(), next) {
+        QAPI_LIST_APPEND(launch, describe_range(r));
+    }
     return info;
+}
+
+LaunchMeasurement *qmp_query_launch_measurement(Error **errp)
+{
+    const LaunchMeasurement *m = guest_memfd_launch_measurement();
+    ConfidentialGuestSupport *cgs = current_machine->cgs;
+    LaunchMeasurement *copy;
+
+    if (m) {
+        copy = g_new0(LaunchMeasurement, 1);
+        copy->type = m->type;
+        copy->digest = g_strdup(m->digest);
+        return copy;
+    }
+    if (!cgs) {
+        error_setg(errp, "This is not a confidential guest, so nothing is "
+                   "measured; see confidential-guest-support= of -machine");
+    } else if (!object_dynamic_cast(OBJECT(cgs), "sev-snp-guest") &&
+               !object_dynamic_cast(OBJECT(cgs), "tdx-guest")) {
+        error_setg(errp, "QEMU knows the launch measurement of sev-snp-guest "
+                   "and tdx-guest only; this is a %s",
+                   object_get_typename(OBJECT(cgs)));
+    } else {
+        error_setg(errp, "This guest is not launched yet, so its measurement "
+                   "is not complete; let it run first (cont)");
+    }
+    return NULL;
 }
 
 static void print_host(Monitor *mon, const GuestMemfdHost *host)
@@ -115,14 +182,36 @@ static void print_block(Monitor *mon, const GuestMemfdBlock *block)
 
     monitor_printf(mon, "%s: %s, inode %" PRIu64 ", %s, %s allocated\n",
                    block->id, size, block->inode,
-                   GuestMemfdState_str(block->state),
+                   GuestMemfdPageState_str(block->state),
                    block->has_allocated ? allocated : "unknown number");
+    if (block->counters->pages_to_private) {
+        g_autofree char *private = size_to_str(block->q_private);
+
+        monitor_printf(mon, "  private %s, runs %" PRIu64 ", pages to private "
+                       "%" PRIu64 ", to shared %" PRIu64 ", busy %" PRIu64
+                       " times\n", private, block->private_runs,
+                       block->counters->pages_to_private,
+                       block->counters->pages_to_shared,
+                       block->counters->busy);
+    }
     for (s = block->slots; s; s = s->next) {
         print_slot(mon, s->value);
     }
     monitor_printf(mon, "  slots bound %" PRIu64 ", plain %" PRIu64
                    ", replaced %" PRIu64 " times\n", block->counters->bound,
                    block->counters->plain, block->counters->replaced);
+}
+
+static void print_launch(Monitor *mon, const GuestMemfdLaunchPagesList *list)
+{
+    for (; list; list = list->next) {
+        const GuestMemfdLaunchPages *p = list->value;
+
+        monitor_printf(mon, "launch: %016" PRIx64 "-%016" PRIx64 " %s%s%s\n",
+                       p->gpa, p->gpa + p->size - 1, p->type,
+                       p->measured ? ", measured: " : "",
+                       p->measured ? p->digest : "");
+    }
 }
 
 static void hmp_info_guest_memfd(Monitor *mon, const QDict *qdict)
@@ -134,11 +223,27 @@ static void hmp_info_guest_memfd(Monitor *mon, const QDict *qdict)
     for (b = info->blocks; b; b = b->next) {
         print_block(mon, b->value);
     }
+    print_launch(mon, info->launch);
+}
+
+static void hmp_info_launch_measurement(Monitor *mon, const QDict *qdict)
+{
+    Error *err = NULL;
+    g_autoptr(LaunchMeasurement) m = qmp_query_launch_measurement(&err);
+
+    if (hmp_handle_error(mon, err)) {
+        return;
+    }
+    monitor_printf(mon, "%s: %s%s\n", LaunchMeasurementType_str(m->type),
+                   m->digest, m->type == LAUNCH_MEASUREMENT_TYPE_SEV_SNP ?
+                   " (before the vCPUs' VMSAs)" : "");
 }
 
 static void guest_memfd_register_hmp(void)
 {
     monitor_register_hmp("guest-memfd", true, hmp_info_guest_memfd);
+    monitor_register_hmp("launch-measurement", true,
+                         hmp_info_launch_measurement);
 }
 
 type_init(guest_memfd_register_hmp)

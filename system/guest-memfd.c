@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include "exec/ramlist.h"
 #include "qapi/error.h"
+#include "qemu/rcu_queue.h"
 #include "qemu/units.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-compat.h"
@@ -31,7 +32,8 @@ GuestMemfd *guest_memfd_from_host(const void *host)
 {
     GuestMemfd *gmem;
 
-    QTAILQ_FOREACH(gmem, &guest_memfds, next) {
+    RCU_READ_LOCK_GUARD();
+    QTAILQ_FOREACH_RCU(gmem, &guest_memfds, next) {
         uintptr_t start = (uintptr_t)gmem->rb->host;
 
         if ((uintptr_t)host - start < gmem->rb->max_length) {
@@ -41,10 +43,25 @@ GuestMemfd *guest_memfd_from_host(const void *host)
     return NULL;
 }
 
-static void guest_memfd_free(GuestMemfd *gmem)
+void guest_memfd_free(GuestMemfd *gmem)
 {
-    migrate_del_blocker(&gmem->cpr_blocker);
+    migrate_del_blocker(&gmem->blocker);
     g_free(gmem);
+}
+
+static void guest_memfd_reclaim(GuestMemfd *gmem)
+{
+    guest_memfd_state_destroy(gmem);
+    g_free(gmem);
+}
+
+void guest_memfd_remove(GuestMemfd *gmem)
+{
+    trace_guest_memfd_remove(gmem->inode);
+    assert(QTAILQ_EMPTY(&gmem->slots));
+    QTAILQ_REMOVE_RCU(&guest_memfds, gmem, next);
+    migrate_del_blocker(&gmem->blocker);
+    call_rcu(gmem, guest_memfd_reclaim, rcu);
 }
 
 /*
@@ -57,10 +74,7 @@ static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
     GuestMemfd *gmem = guest_memfd_from_host(host);
 
     if (gmem) {
-        trace_guest_memfd_remove(gmem->inode);
-        assert(QTAILQ_EMPTY(&gmem->slots));
-        QTAILQ_REMOVE(&guest_memfds, gmem, next);
-        guest_memfd_free(gmem);
+        guest_memfd_remove(gmem);
     }
 }
 
@@ -77,51 +91,91 @@ static void guest_memfd_watch_ram_blocks(void)
     }
 }
 
-bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
-                          uint64_t size, uint32_t ram_flags, Error **errp)
+/*
+ * Private pages cannot be read, so they cannot be migrated.  And a guest_memfd
+ * belongs to one VM, so another process cannot make it its guest's memory: the
+ * block looks like shared memory with a file, which the modes of CPR would
+ * hand over and not copy.  Returns 0 or -errno.
+ */
+static int block_migration(GuestMemfd *gmem, const char *name,
+                           bool can_be_private, Error **errp)
+{
+    if (can_be_private) {
+        error_setg(&gmem->blocker, "Memory '%s' can be private to the guest, "
+                   "and private memory cannot be migrated", name);
+        return migrate_add_blocker(&gmem->blocker, errp);
+    }
+    error_setg(&gmem->blocker, "Memory '%s' is a guest_memfd, which cannot be "
+               "handed to another QEMU process", name);
+    return guest_memfd_block_cpr(&gmem->blocker, errp);
+}
+
+GuestMemfd *guest_memfd_new(const char *name, uint64_t size,
+                            bool can_be_private, int *fd, Error **errp)
 {
     GuestMemfd *gmem = g_new0(GuestMemfd, 1);
     struct stat st;
+
+    gmem->can_be_private = can_be_private;
+    /* Say no first. */
+    if (block_migration(gmem, name, can_be_private, errp) < 0) {
+        goto free;
+    }
+
+    *fd = kvm_guest_memfd_create(size, errp);
+    if (*fd < 0) {
+        goto free;
+    }
+    if (fstat(*fd, &st) < 0) {
+        error_setg_errno(errp, errno, "cannot stat the guest_memfd");
+        close(*fd);
+        goto free;
+    }
+    gmem->inode = st.st_ino;
+    QTAILQ_INIT(&gmem->slots);
+    return gmem;
+
+free:
+    guest_memfd_free(gmem);
+    return NULL;
+}
+
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb)
+{
+    gmem->rb = rb;
+    guest_memfd_state_init(gmem, gmem->can_be_private);
+    guest_memfd_watch_ram_blocks();
+    trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
+                               gmem->inode, rb->host);
+    QTAILQ_INSERT_TAIL_RCU(&guest_memfds, gmem, next);
+}
+
+bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
+                          uint64_t size, uint32_t ram_flags, Error **errp)
+{
+    GuestMemfd *gmem;
     int fd;
 
-    /*
-     * A guest_memfd belongs to one VM, so another process cannot make it its
-     * guest's memory.  The block looks like shared memory with a file, which
-     * these modes would hand over and not copy: say no first.
-     */
-    error_setg(&gmem->cpr_blocker,
-               "Memory '%s' is a guest_memfd, which cannot be handed to "
-               "another QEMU process", name);
-    if (guest_memfd_block_cpr(&gmem->cpr_blocker, errp) < 0) {
-        goto free;
+    if (guest_memfd_in_place()) {
+        /* See guest_memfd_ram_block_init(). */
+        return memory_region_init_ram_flags_nomigrate(mr, owner, name, size,
+                                                      RAM_SHARED |
+                                                      RAM_GUEST_MEMFD |
+                                                      ram_flags, errp);
     }
 
-    fd = kvm_guest_memfd_create(size, errp);
-    if (fd < 0) {
-        goto free;
-    }
-    if (fstat(fd, &st) < 0) {
-        error_setg_errno(errp, errno, "cannot stat the guest_memfd");
-        goto close;
+    gmem = guest_memfd_new(name, size, false, &fd, errp);
+    if (!gmem) {
+        return false;
     }
     if (!memory_region_init_ram_from_fd(mr, owner, name, size,
                                         RAM_SHARED | ram_flags, fd, 0, errp)) {
-        goto close;
+        close(fd);
+        guest_memfd_free(gmem);
+        return false;
     }
-
-    gmem->rb = mr->ram_block;
-    gmem->inode = st.st_ino;
-    QTAILQ_INIT(&gmem->slots);
-    guest_memfd_watch_ram_blocks();
-    trace_guest_memfd_init_ram(name, size, gmem->inode, gmem->rb->host);
-    QTAILQ_INSERT_TAIL(&guest_memfds, gmem, next);
+    guest_memfd_add(gmem, mr->ram_block);
     return true;
-
-close:
-    close(fd);
-free:
-    guest_memfd_free(gmem);
-    return false;
 }
 
 typedef struct PreallocSlice {
@@ -198,13 +252,14 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
     return true;
 }
 
-bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes)
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
+                           uint64_t size, uint64_t *bytes)
 {
     /* Layout: cachestat(2), counts in pages. */
     struct {
         uint64_t offset;
         uint64_t size;
-    } range = { 0, gmem->rb->max_length };
+    } range = { offset, size };
     struct {
         uint64_t cache;
         uint64_t dirty;

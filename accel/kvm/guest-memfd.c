@@ -108,6 +108,24 @@ static bool probe_numa_policy(int fd)
     return kept;
 }
 
+int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
+                                bool private, uint64_t *error_offset)
+{
+    struct gmem_memory_attributes2 args = {
+        .offset = offset,
+        .size = size,
+        .attributes = private ? KVM_MEMORY_ATTRIBUTE_PRIVATE : 0,
+    };
+    int ret = ioctl(fd, GMEM_SET_MEMORY_ATTRIBUTES2, &args) ? -errno : 0;
+
+    if (ret == -EAGAIN) {
+        *error_offset = args.error_offset;
+    }
+    trace_kvm_guest_memfd_set_private(fd, offset, size, private, ret,
+                                      args.error_offset);
+    return ret;
+}
+
 static void probe(GuestMemfdCaps *caps)
 {
     int attributes, flags, fd;
@@ -209,7 +227,7 @@ static int create_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 
     guest_memfd_slot_decide(&gmem->slots, s);
     ret = set_region(gmem, s, s->size);
-    if (ret < 0 && s->bound) {
+    if (ret < 0 && s->bound && !gmem->state.private) {
         /* All pages are shared, so the mapping serves the guest as well. */
         warn_report_once("KVM does not bind a memslot to the guest_memfd of "
                          "'%s': %s; it uses the mapping instead",
@@ -289,6 +307,18 @@ static void insert_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
     QTAILQ_INSERT_TAIL(&gmem->slots, s, next);
 }
 
+/*
+ * What QEMU asks of a slot, as far as it can be had.  A slot that logs is
+ * plain, and a plain slot does not serve private pages.  Nobody needs the log
+ * of memory that can be private: it cannot be migrated.
+ */
+static uint32_t slot_flags(const GuestMemfd *gmem, const KVMSlot *slot)
+{
+    uint32_t flags = slot->flags & ~KVM_MEM_GUEST_MEMFD;
+
+    return gmem->state.private ? flags & ~KVM_MEM_LOG_DIRTY_PAGES : flags;
+}
+
 static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
                     const KVMSlot *slot)
 {
@@ -297,7 +327,7 @@ static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
 
     s->as_id = kml->as_id;
     s->slot = slot->slot;
-    s->flags = slot->flags;
+    s->flags = slot_flags(gmem, slot);
     s->gpa = slot->start_addr;
     s->size = slot->memory_size;
     s->offset = (uint8_t *)slot->ram - gmem->rb->host;
@@ -316,11 +346,16 @@ static int delete_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 {
     int ret = set_region(gmem, s, 0);
 
-    if (!ret) {
-        QTAILQ_REMOVE(&gmem->slots, s, next);
-        g_free(s);
+    if (ret < 0) {
+        error_report("KVM does not delete a memslot of '%s': slot %u, gpa 0x%"
+                     PRIx64 ", 0x%" PRIx64 " bytes: %s",
+                     memory_region_name(gmem->rb->mr), s->slot, s->gpa,
+                     s->size, strerror(-ret));
+        return ret;
     }
-    return ret;
+    QTAILQ_REMOVE(&gmem->slots, s, next);
+    g_free(s);
+    return 0;
 }
 
 /*
@@ -333,6 +368,13 @@ static int update_slot(GuestMemfd *gmem, GuestMemfdSlot *s, uint32_t flags)
     GuestMemfdSlot want = *s;
     int ret;
 
+    /*
+     * Memory that can be private does not log; and a slot must not go, because
+     * private pages of a TDX guest would go with it.
+     */
+    if (flags == old_flags) {
+        return 0;
+    }
     want.flags = flags;
     guest_memfd_slot_decide(&gmem->slots, &want);
     s->flags = flags;
@@ -364,11 +406,15 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
         *ret = add_slot(gmem, kml, slot);
     } else {
         s = find_slot(gmem, kml, slot);
-        *ret = slot->memory_size ? update_slot(gmem, s, slot->flags)
-                                 : delete_slot(gmem, s);
+        *ret = slot->memory_size
+               ? update_slot(gmem, s, slot_flags(gmem, slot))
+               : delete_slot(gmem, s);
     }
     if (*ret == 0) {
         slot->old_flags = slot->flags;
+    } else if (gmem->state.private) {
+        /* It is told; our caller would abort, as if this were a bug. */
+        exit(1);
     }
     return true;
 }

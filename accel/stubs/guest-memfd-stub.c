@@ -21,3 +21,9 @@ int kvm_guest_memfd_create(uint64_t size, Error **errp)
     error_setg(errp, "%s", kvm_guest_memfd_caps()->missing);
     return -1;
 }
+
+int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
+                                bool private, uint64_t *error_offset)
+{
+    return -ENOSYS;
+}

@@ -10,10 +10,12 @@
 
 /* QOMClassData: what a class_init function is passed. */
 #if QEMU_VERSION_MAJOR > 10 || QEMU_VERSION_MINOR >= 1
+#include "system/address-spaces.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 typedef const void QOMClassData;
 #else
+#include "exec/address-spaces.h"
 #include "exec/memory.h"
 #include "exec/ramblock.h"
 typedef void QOMClassData;

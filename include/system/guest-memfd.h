@@ -12,6 +12,7 @@
 
 #include "qapi/qapi-types-guest-memfd.h"
 #include "qemu/queue.h"
+#include "qemu/rcu.h"
 #include "qemu/thread-context.h"
 #include "system/hostmem.h"
 
@@ -19,6 +20,7 @@
 
 struct KVMMemoryListener;
 struct KVMSlot;
+typedef struct GuestMemfd GuestMemfd;
 
 /**
  * GuestMemfdCaps: what the host's KVM can do for this VM
@@ -63,27 +65,77 @@ typedef struct GuestMemfdSlot {
 typedef QTAILQ_HEAD(GuestMemfdSlots, GuestMemfdSlot) GuestMemfdSlots;
 
 /**
+ * GuestMemfdRange: a part of a block
+ * @gmem: the block
+ * @offset, @size: bytes in it, multiples of the host's page size
+ */
+typedef struct GuestMemfdRange {
+    GuestMemfd *gmem;
+    uint64_t offset;
+    uint64_t size;
+} GuestMemfdRange;
+
+/* A conversion that is under way; see guest-memfd-convert.c. */
+typedef struct GuestMemfdClaim GuestMemfdClaim;
+
+/**
+ * GuestMemfdState: which pages of a block are private
+ * @lock: protects all else; innermost, held for a short time only
+ * @released: signalled when a claim goes
+ * @private: a bit a host page, from the block's first; NULL if the VM has no
+ *           private memory
+ * @pages: how many host pages there are
+ * @private_pages: how many of them are private
+ * @claims: conversions under way
+ * @to_private, @to_shared: pages that were converted so far
+ * @busy: answers of EAGAIN so far
+ * @complained: somebody was told that a failed conversion was not undone; not
+ *              again, because a guest may be able to bring that about
+ *
+ * The kernel cannot be asked, so this is the truth about page state.  Only
+ * guest-memfd-convert.c changes it.
+ */
+typedef struct GuestMemfdState {
+    QemuMutex lock;
+    QemuCond released;
+    unsigned long *private;
+    uint64_t pages;
+    uint64_t private_pages;
+    QTAILQ_HEAD(, GuestMemfdClaim) claims;
+    uint64_t to_private;
+    uint64_t to_shared;
+    uint64_t busy;
+    bool complained;
+} GuestMemfdState;
+
+/**
  * GuestMemfd: a RAM block that is a guest_memfd
  * @rb: the block; its fd is the guest_memfd and belongs to it
  * @inode: of the file, as in /proc/PID/maps
+ * @state: shared and private pages
  * @slots: its memslots, by address space and address
  * @bound: slots bound so far
  * @plain: slots created plain so far
  * @replaced: slots replaced under a running VM so far
- * @cpr_blocker: a guest_memfd cannot follow into another QEMU process
+ * @can_be_private: its pages can be converted
+ * @blocker: of migration, all of it or CPR only
  *
- * Lives from guest_memfd_init_ram() until its RAM block goes.
+ * Lives as long as its RAM block, so who holds a reference to the memory
+ * region, or is in an RCU critical section, may keep a pointer.
  */
-typedef struct GuestMemfd {
+struct GuestMemfd {
+    struct rcu_head rcu;
     RAMBlock *rb;
     uint64_t inode;
+    GuestMemfdState state;
     GuestMemfdSlots slots;
     uint64_t bound;
     uint64_t plain;
     uint64_t replaced;
-    Error *cpr_blocker;
+    bool can_be_private;
+    Error *blocker;
     QTAILQ_ENTRY(GuestMemfd) next;
-} GuestMemfd;
+};
 
 typedef QTAILQ_HEAD(GuestMemfds, GuestMemfd) GuestMemfds;
 
@@ -96,6 +148,7 @@ const GuestMemfds *guest_memfd_list(void);
  * guest_memfd_from_host: the block that @host points into
  * @host: any address; need not be RAM
  *
+ * Needs no lock; but the block must not go before the caller is done with it.
  * Returns: the block, or NULL.
  */
 GuestMemfd *guest_memfd_from_host(const void *host);
@@ -116,6 +169,66 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                           uint64_t size, uint32_t ram_flags, Error **errp);
 
 /**
+ * guest_memfd_new: a file, and what goes with it, for a block to be
+ * @name: of the memory
+ * @size: bytes, a multiple of the host's page size
+ * @can_be_private: its pages can be converted
+ * @fd: set to the file, all shared; the caller owns it
+ *
+ * Returns: to be given to guest_memfd_add() or guest_memfd_free(); or NULL
+ * with @errp set.
+ */
+GuestMemfd *guest_memfd_new(const char *name, uint64_t size,
+                            bool can_be_private, int *fd, Error **errp);
+
+/** guest_memfd_add: @rb is that block, and mapped; enter it into the list. */
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb);
+
+/** guest_memfd_free: it has come to nothing, before it was added. */
+void guest_memfd_free(GuestMemfd *gmem);
+
+/** guest_memfd_remove: the block goes, or has come to nothing after all. */
+void guest_memfd_remove(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_ram_block_init: make a new RAM block a guest_memfd, all shared
+ * @rb: on its way into the list of RAM blocks
+ *
+ * Does so if it has to be RAM of a guest that is converted in place.  The
+ * list of RAM blocks is locked.
+ * Returns: false, with nothing left behind, on error.
+ */
+bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp);
+
+/**
+ * guest_memfd_ram_is_separate: has @rb private memory beside its own?
+ */
+bool guest_memfd_ram_is_separate(const RAMBlock *rb);
+
+/**
+ * guest_memfd_starts_private: does KVM have to be told that memory which is
+ * mapped to the guest now is private?
+ * @mr: any kind of region
+ */
+bool guest_memfd_starts_private(MemoryRegion *mr);
+
+/**
+ * guest_memfd_firmware_is_private: is firmware of @machine private memory?
+ *
+ * Else it is what it is in guests without private memory.
+ */
+bool guest_memfd_firmware_is_private(MachineState *machine);
+
+/**
+ * guest_memfd_attributes_init: what discard listeners know of a block at first
+ * @bitmap: a bit a host page, which is set if the page is shared; all clear
+ * @pages: how many there are
+ *
+ * Of a block with private memory, separate or not.
+ */
+void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages);
+
+/**
  * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
  *
  * Takes the arguments of qemu_prealloc_mem().  For RAM that is a guest_memfd
@@ -127,14 +240,199 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
                               ThreadContext *tc, bool async, Error **errp);
 
 /**
- * guest_memfd_allocated: bytes that have a page now
+ * guest_memfd_allocated: bytes of a range that have a page now
+ * @offset, @size: bytes in the block, multiples of the host's page size
  *
  * Asks cachestat(2) (Linux 6.5), which alone counts pages of a guest_memfd.
  * Returns: false where the kernel has no such call.
  */
-bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t *bytes);
+bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
+                           uint64_t size, uint64_t *bytes);
+
+/* system/guest-memfd-convert.c */
+
+/**
+ * guest_memfd_state_init: all pages of a new block are shared
+ * @gmem: its rb is set
+ * @can_be_private: pages can be converted; then the RAM block has attributes,
+ *                  all bits of which are set
+ */
+void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private);
+
+/** guest_memfd_state_destroy: nobody converts pages of it any more. */
+void guest_memfd_state_destroy(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_convert: make ranges private or shared, all of them or none
+ * @ranges: @n of them; they do not overlap
+ *
+ * Pages that are in that state stay as they are, and cost nothing.  Discard
+ * listeners of the blocks hear of pages that become private before, and of
+ * those that become shared after.  May be called with or without the BQL, by
+ * any thread; if it has to wait for another conversion of the same pages, it
+ * gives up the BQL meanwhile.  It keeps the BQL while the kernel converts, and
+ * while a page is busy, up to a second: so hold it only where no vCPU runs.
+ * The blocks must not go meanwhile.  Contents are the kernel's affair: for SNP
+ * and TDX guests they are lost, also where a failed request is undone.
+ *
+ * Returns: 0; -EAGAIN if somebody holds a page for longer than we wait;
+ * -errno of the kernel, or of a listener.  On error, all is as it was.
+ */
+int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
+                        bool to_private);
+
+/**
+ * guest_memfd_convert_gpa: the same for guest physical addresses
+ * @gpa, @size: bytes
+ *
+ * Where there is no memory, "shared" is what it is, so that is no error.
+ * Returns: as above; -EINVAL if the range is empty, not aligned to pages,
+ * wraps around, or if something in there cannot be private.
+ */
+int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private);
+
+/**
+ * guest_memfd_any_private: is one of these pages private?
+ * @offset, @size: bytes in the block; need not be aligned
+ */
+bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size);
+
+/**
+ * guest_memfd_private_runs: how many runs of private pages there are
+ */
+uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
+
+/* system/guest-memfd-cgs.c: what is asked for, and what shall be done */
+
+/**
+ * guest_memfd_in_place: is RAM of this machine's guest converted in place?
+ *
+ * It is, if the guest is a confidential one, the host can do it, and
+ * convert-in-place is not off.  The answer does not change once KVM runs.
+ */
+bool guest_memfd_in_place(void);
+
+/** guest_memfd_cgs_class_add: give confidential guests "convert-in-place=". */
+void guest_memfd_cgs_class_add(ObjectClass *oc);
+
+/**
+ * guest_memfd_cgs_check: can the host do what the user wants?
+ *
+ * Called when KVM has created the VM, before anything else is.
+ */
+bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp);
+
+/**
+ * guest_memfd_cgs_check_backend: can a guest_memfd be this machine's RAM?
+ * @type: of the backend, for the error
+ */
+bool guest_memfd_cgs_check_backend(const char *type, Error **errp);
+
+/* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
+
+#define GUEST_MEMFD_DIGEST 48   /* bytes of a SHA-384 */
+
+/**
+ * GuestMemfdLaunchRange: what a launch gave to the platform
+ * @gpa, @size: bytes
+ * @type: the platform's name for this kind of page.  Static.
+ * @measured: does the contents count?
+ * @digest: SHA-384 of the contents, if @measured
+ */
+typedef struct GuestMemfdLaunchRange {
+    uint64_t gpa;
+    uint64_t size;
+    const char *type;
+    bool measured;
+    uint8_t digest[GUEST_MEMFD_DIGEST];
+    QSIMPLEQ_ENTRY(GuestMemfdLaunchRange) next;
+} GuestMemfdLaunchRange;
+
+typedef QSIMPLEQ_HEAD(, GuestMemfdLaunchRange) GuestMemfdLaunch;
+
+/** guest_memfd_launch: all ranges so far, in order. */
+const GuestMemfdLaunch *guest_memfd_launch(void);
+
+/**
+ * guest_memfd_launch_host: where a range of guest memory is mapped
+ * @gpa, @size: bytes
+ *
+ * Returns: NULL with @errp set if it is not wholly in one block that is
+ * converted in place, or if a page of it is launched or private.
+ */
+void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp);
+
+/**
+ * guest_memfd_launch_range: make a range private, to be populated in place
+ * @gpa, @size: bytes
+ * @type: see GuestMemfdLaunchRange
+ * @written: the contents matters, so somebody must have written it
+ * @measured: the contents counts
+ *
+ * Its contents is taken down before it cannot be seen any more.
+ * Returns: false with @errp set, and with the range as it was.
+ */
+bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
+                              bool written, bool measured, Error **errp);
+
+/**
+ * guest_memfd_launch_note: take down a range that is populated from elsewhere
+ * @contents: @size bytes if they count, else NULL
+ *
+ * For separate memory; else as guest_memfd_launch_range(), without the checks.
+ */
+bool guest_memfd_launch_note(hwaddr gpa, hwaddr size, const char *type,
+                             const void *contents, Error **errp);
+
+/**
+ * guest_memfd_launch_finish: make the rest of RAM private
+ *
+ * One conversion a block, or as many as ranges were launched in between.
+ */
+bool guest_memfd_launch_finish(Error **errp);
+
+/** guest_memfd_launch_is_finished: RAM that is added now starts private. */
+bool guest_memfd_launch_is_finished(void);
+
+/**
+ * guest_memfd_launch_digest: SHA-384
+ * @size: bytes at @data
+ */
+bool guest_memfd_launch_digest(const void *data, size_t size,
+                               uint8_t digest[GUEST_MEMFD_DIGEST],
+                               Error **errp);
+
+/** guest_memfd_launch_hex: @digest as text, which the caller owns. */
+char *guest_memfd_launch_hex(const uint8_t digest[GUEST_MEMFD_DIGEST]);
+
+/**
+ * guest_memfd_launch_measured: the platform is expected to report @digest
+ *
+ * Called once, when all is populated.
+ */
+void guest_memfd_launch_measured(LaunchMeasurementType type,
+                                 const uint8_t digest[GUEST_MEMFD_DIGEST]);
+
+/**
+ * guest_memfd_launch_measurement: what the platform is expected to report
+ *
+ * Returns: NULL before that is known.
+ */
+const LaunchMeasurement *guest_memfd_launch_measurement(void);
 
 /* accel/kvm/guest-memfd.c; accel/stubs/ without KVM */
+
+/**
+ * kvm_guest_memfd_set_private: convert a range of a file
+ * @fd: the guest_memfd
+ * @offset, @size: bytes, multiples of the host's page size
+ * @error_offset: set to the offset of the first busy page on -EAGAIN
+ *
+ * One system call, made without waiting for anything of QEMU's.
+ * Returns: 0; or -errno, and then no page has changed.
+ */
+int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
+                                bool private, uint64_t *error_offset);
 
 /**
  * kvm_guest_memfd_caps: what the host can do

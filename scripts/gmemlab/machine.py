@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A virtual machine of ours, driven by QEMU's own Python."""
+import fcntl
 import os
 import sys
 import time
@@ -12,6 +13,7 @@ from qemu.machine import QEMUMachine      # noqa: E402
 
 GUEST_MEMFD = 'memory-backend-guest-memfd'
 MEMFD = 'memory-backend-memfd'
+SW_PROTECTED = 1        # KVM's number of that type of VM
 TIMEOUT = 60            # seconds
 
 
@@ -41,6 +43,16 @@ def ask_host():
                                        '-accel', 'kvm']) as vm:
         vm.launch()
         return vm.cmd('query-guest-memfd')['host']
+
+
+def vm_types():
+    """The types of VMs that this machine's KVM has, a bit each."""
+    check_extension, cap_vm_types = 0xae03, 235
+    try:
+        with open('/dev/kvm', 'rb') as kvm:
+            return fcntl.ioctl(kvm, check_extension, cap_vm_types)
+    except OSError:
+        return 0
 
 
 class Machine(QEMUMachine):

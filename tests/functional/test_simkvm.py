@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The firmware on the model of the kernel, in kvm mode: guest code is real.
 
-QEMU's own SNP and TDX launches keep private memory apart (generation g0); the
-guest then asks for page-state changes, and sees their effect.
+SNP and TDX guests are launched with private memory apart (generation g0), and
+in place (g2); the guest then asks for page-state changes, and sees their
+effect.
 """
 from baremetal import CPU
 from firmware import FirmwareTest, Guest
-from gmemlab.machine import MEMFD
+from gmemlab.machine import GUEST_MEMFD, MEMFD, TIMEOUT
 from gmemlab.measure import SnpLaunch, TdxLaunch
 from gmemlab.simkvm import Model, lacks_tdx, snp
 
@@ -42,23 +43,30 @@ class SimGuest(Guest):
 
 
 class KvmModeTest(FirmwareTest):
-    """Starts guests on the model."""
+    """Starts guests on the model, with private memory apart.
+
+    CONFIG: of the model
+    BACKEND: of RAM
+    """
+
+    CONFIG = 'generation g0'
+    BACKEND = MEMFD
 
     def sim(self, commands, config, **kwargs):
         """A SimGuest that is not launched yet."""
         return SimGuest(self.dir, self.firmware, commands, config, **kwargs)
 
     def snp(self, commands, **kwargs):
-        """An SNP guest as QEMU launches it where memory is separate."""
+        """An SNP guest."""
         return self.sim(
-            commands, 'generation g0', backend=MEMFD,
+            commands, self.CONFIG, backend=self.BACKEND,
             machine='q35,confidential-guest-support=cgs',
             args=['-object', snp(',id=cgs')], **kwargs)
 
     def tdx(self, commands, **kwargs):
         """The same of a TDX guest."""
         return self.sim(
-            commands, 'generation g0', backend=MEMFD,
+            commands, self.CONFIG, backend=self.BACKEND,
             machine='q35,confidential-guest-support=cgs',
             # A real KVM that has no TDX need not know of these.
             cpu=CPU + ',phys-bits=48,guest-phys-bits=48',
@@ -164,6 +172,46 @@ class KvmMode(KvmModeTest):
         ''' for n in range(cpus)), cpus=cpus)
 
 
+class KvmModeInPlace(KvmMode):
+    """The same, converted in place."""
+
+    CONFIG = 'generation g2'
+    BACKEND = GUEST_MEMFD
+    test_ordinary_guests = None
+
+    def check_conversions(self, guest):
+        self.assertTrue(guest.bound())
+        launch = guest.cmd('query-guest-memfd')['launch']
+        report = super().check_conversions(guest)
+        self.assertEqual(sum(r['size'] for r in launch),
+                         report['launch']['pages'] * PAGE)
+        self.assertEqual(report['host-touches'], 0)
+        self.assertEqual(report['peak']['other'], 0)
+        return report
+
+    def test_contents_are_lost_by_a_conversion(self):
+        guest = self.launch(self.snp('''
+            write 0x1000000 8 1
+            convert 0x1002000 4 shared
+            check 0x1000000 2 1
+            check 0x1006000 2 1
+            check 0x1002000 1 1
+        '''))
+        guest.wait_done()
+        self.assertEqual(len(guest.failures()), 1, guest.output())
+        self.assertIn('0x1002000', guest.failures()[0])
+
+    def test_reset_ends_it_as_with_separate_memory(self):
+        for start in self.snp, self.tdx:
+            guest = self.play(start('state 0x1000000 1 private',
+                                    name=start.__name__))
+            guest.cmd('system_reset')
+            guest.wait(TIMEOUT)
+            self.assertEqual(guest.exitcode(), 0, guest.state())
+            self.assertIn('cpus are not resettable', guest.get_log())
+            self.assertIsNone(guest.model.report()['violation'])
+
+
 class KvmModeOnAnotherKvm(KvmModeTest):
     """Where a hypercall leaves KVM by itself."""
 
@@ -181,3 +229,10 @@ class KvmModeOnAnotherKvm(KvmModeTest):
         self.play_snp(''.join(
             f'cpu {n}\nrandom {n} 60 {0x2000000 + (n << 20)} 64\n'
             for n in range(2)), cpus=2)
+
+
+class KvmModeInPlaceOnAnotherKvm(KvmModeOnAnotherKvm):
+    """The same, converted in place."""
+
+    CONFIG = KvmModeInPlace.CONFIG
+    BACKEND = KvmModeInPlace.BACKEND

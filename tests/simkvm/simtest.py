@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What tests on the model of the kernel have in common."""
+import itertools
 import logging
 import os
 import re
@@ -51,11 +52,11 @@ class SimTest(unittest.TestCase):
         temp = tempfile.TemporaryDirectory(prefix='gmem-')
         self.addCleanup(temp.cleanup)
         self.dir = temp.name
-        self._runs = 0
+        # May be asked by several threads.
+        self._runs = itertools.count(1)
 
     def _name(self):
-        self._runs += 1
-        return f'run{self._runs}'
+        return f'run{next(self._runs)}'
 
     def _check_end(self, model, status, wanted, output):
         """Returns the report."""
@@ -81,11 +82,13 @@ class SimTest(unittest.TestCase):
         """Run a machine until it ends by itself, with that exit status.
 
         Some vCPU has to shut down.  Returns the machine, whose report is
-        sim.report.
+        sim.report.  If @status is None, the caller looks at sim.exitcode().
         """
         sim = self.machine(config, **kwargs)
         ended = sim.play()
-        sim.report = self._check_end(sim.model, ended, status, sim.get_log())
+        sim.report = self._check_end(
+            sim.model, ended, ended if status is None else status,
+            sim.get_log())
         return sim
 
     def play_violation(self, config, reason, **kwargs):

@@ -51,17 +51,21 @@ class LaunchTest(SimTest):
     CONFIDENTIAL = None
     ARGS = ()
 
-    def launch(self, config='generation g1', path=None, status=0, args=(),
-               confidential=None, size='256M', backend=None, **kwargs):
+    def guest(self, path=None, args=(), confidential=None, size='256M',
+              backend=None, **kwargs):
+        """The arguments of SimTest.machine() for a guest."""
+        return {'size': size, 'backend': backend, **kwargs,
+                'args': [*self.ARGS, '-bios', path or self.image, *args],
+                'confidential': confidential or self.CONFIDENTIAL}
+
+    def launch(self, config='generation g1', path=None, status=0,
+               script=SCRIPT, **kwargs):
         """Launch a guest; it looks at its memory and shuts down."""
-        path = path or self.image
-        with open(path, 'rb') as f:
+        with open(path or self.image, 'rb') as f:
             f.seek(-16, os.SEEK_END)
             reset = struct.unpack('<Q', f.read(8))[0]
-        return self.play(
-            config + SCRIPT.format(reset=reset), status=status, size=size,
-            backend=backend, args=[*self.ARGS, '-bios', path, *args],
-            confidential=confidential or self.CONFIDENTIAL, **kwargs)
+        return self.play(config + script.format(reset=reset), status=status,
+                         **self.guest(path, **kwargs))
 
     def check(self, *args, path=None, hashes=None, **kwargs):
         """What is measured is what the firmware's file says.
@@ -110,13 +114,54 @@ class LaunchTest(SimTest):
             self.assertEqual(sim.report['exits'], 0)
 
 
-class Snp(LaunchTest):
-    """SEV-SNP."""
+class SnpLaunchTest(LaunchTest):
+    """Launches SEV-SNP guests."""
 
     LAUNCH = measure.SnpLaunch
     CONFIDENTIAL = snp()
     COMMANDS = ('SEV_INIT2', 'SNP_LAUNCH_START', 'SNP_LAUNCH_UPDATE',
                 'SNP_LAUNCH_FINISH')
+
+    def kernel(self, initrd=b'', append=''):
+        """A kernel, in files.  Returns it, and QEMU's arguments."""
+        # An image with one sector of setup, and protocol 2.11.
+        kernel = bytearray(b'A' * 1024 + b'the kernel' * 1000)
+        struct.pack_into('<B', kernel, 0x1f1, 1)
+        struct.pack_into('<4sH', kernel, 0x202, b'HdrS', 0x20b)
+        struct.pack_into('<I', kernel, 0x22c, 0x7fffffff)
+        args = []
+        for option, data in ('-kernel', kernel), ('-initrd', initrd):
+            if data:
+                name = os.path.join(self.dir, option)
+                with open(name, 'wb') as f:
+                    f.write(data)
+                args += [option, name]
+        if append:
+            args += ['-append', append]
+        return bytes(kernel), args
+
+
+class TdxLaunchTest(LaunchTest):
+    """Launches TDX guests."""
+
+    LAUNCH = measure.TdxLaunch
+    CONFIDENTIAL = 'tdx-guest'
+    COMMANDS = ('TDX_INIT_VM', 'TDX_INIT_VCPU', 'TDX_INIT_MEM_REGION',
+                'TDX_FINALIZE_VM')
+    ARGS = ('-cpu', 'host')
+
+    @classmethod
+    def setUpClass(cls):
+        if lacks_tdx():
+            raise unittest.SkipTest(lacks_tdx())
+        super().setUpClass()
+
+    def guest(self, *args, machine='q35,kernel-irqchip=split', **kwargs):
+        return super().guest(*args, machine=machine, **kwargs)
+
+
+class Snp(SnpLaunchTest):
+    """SEV-SNP."""
 
     def test_commands(self):
         calls, ranges = self.check_commands()
@@ -149,23 +194,10 @@ class Snp(LaunchTest):
 
     def check_kernel(self, path, initrd=b'', append=''):
         """A kernel that is measured by its hashes, with kernel-hashes=on."""
-        # An image with one sector of setup, and protocol 2.11.
-        kernel = bytearray(b'A' * 1024 + b'the kernel' * 1000)
-        struct.pack_into('<B', kernel, 0x1f1, 1)
-        struct.pack_into('<4sH', kernel, 0x202, b'HdrS', 0x20b)
-        struct.pack_into('<I', kernel, 0x22c, 0x7fffffff)
-        args = []
-        for option, data in ('-kernel', kernel), ('-initrd', initrd):
-            if data:
-                name = os.path.join(self.dir, option)
-                with open(name, 'wb') as f:
-                    f.write(data)
-                args += [option, name]
-        if append:
-            args += ['-append', append]
+        kernel, args = self.kernel(initrd, append)
         _, launch = self.check(
             path=path, args=args, confidential=snp(',kernel-hashes=on'),
-            hashes=measure.kernel_hashes(bytes(kernel), initrd, append))
+            hashes=measure.kernel_hashes(kernel, initrd, append))
         self.assertIn(('KERNEL_HASHES', 'normal'),
                       [(r.name, r.type) for r in launch.ranges])
 
@@ -203,28 +235,9 @@ class Snp(LaunchTest):
              sim.model.log('SNP_LAUNCH_UPDATE')][:3],
             [(4, 12), (3, 9), (9, 0)])
 
-    def test_in_place_is_unknown_to_it(self):
-        sim = self.launch('generation g2', status=1)
-        self.assertIn('KVM does not support guest_memfd', sim.get_log())
 
-
-class Tdx(LaunchTest):
+class Tdx(TdxLaunchTest):
     """TDX."""
-
-    LAUNCH = measure.TdxLaunch
-    CONFIDENTIAL = 'tdx-guest'
-    COMMANDS = ('TDX_INIT_VM', 'TDX_INIT_VCPU', 'TDX_INIT_MEM_REGION',
-                'TDX_FINALIZE_VM')
-    ARGS = ('-cpu', 'host')
-
-    @classmethod
-    def setUpClass(cls):
-        if lacks_tdx():
-            raise unittest.SkipTest(lacks_tdx())
-        super().setUpClass()
-
-    def launch(self, *args, machine='q35,kernel-irqchip=split', **kwargs):
-        return super().launch(*args, machine=machine, **kwargs)
 
     def test_commands(self):
         calls, ranges = self.check_commands()

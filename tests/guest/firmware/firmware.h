@@ -9,25 +9,10 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include "memory.h"
+#include "services.h"
 
 #define PAGE            4096
 #define LOOP_DEPTH      4
-
-/*
- * The test model of KVM's side of guest_memfd sees this port before anybody
- * else.  Reading a byte gives MODEL_PRESENT.  Writing AL asks for a service,
- * with its number in RAX, and the answer comes in RAX.  Registers are those of
- * a hypercall, but for the third argument: DX has the port, so it is in RSI.
- */
-#define MODEL_PORT      0x5a0
-#define MODEL_PRESENT   0x53
-/* The hypercall, by its number.  RBX: gpa, RCX: pages, RSI: attributes */
-#define MAP_GPA_RANGE   12
-#define MAP_PRIVATE     0x10
-/* RBX: gpa, RCX: pages, RSI: 1 if this vCPU takes them to be private, or 0 */
-#define MODEL_ACCESS    1
-/* RBX: gpa; the answer is one of enum State */
-#define MODEL_STATE     2
 
 typedef enum State {
     SHARED,

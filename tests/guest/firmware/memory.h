@@ -22,7 +22,7 @@
  *
  * KVM's instruction emulator reads code and page tables through the host's
  * mapping.  So where hypercalls or MMIO need emulation, all of this has to be
- * shared.
+ * shared; where RAM is private at first, the first vCPU makes it so.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -8,6 +8,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "memory.h"
+#include "services.h"
 
 #define APIC_ID         0xfee00020
 #define EFER            0xc0000080
@@ -64,6 +65,25 @@ start32:
         testl   %ebx, %ebx
         jnz     enter_long_mode
 
+        /* Before it is used, memory of the firmware's own has to be shared. */
+        movw    $START_PORT, %dx
+        inb     %dx, %al
+        cmpb    $START_PRIVATE, %al
+        jne     own_memory_is_shared
+        movl    $OWN_END >> 12, %ecx
+        movw    $MODEL_PORT, %dx
+        inb     %dx, %al
+        cmpb    $MODEL_PRESENT, %al
+        movl    $MAP_GPA_RANGE, %eax
+        je      ask_model_to_share
+        xorl    %edx, %edx
+        vmmcall
+        jmp     own_memory_is_shared
+ask_model_to_share:
+        xorl    %esi, %esi
+        outb    %al, %dx
+
+own_memory_is_shared:
         cld
         xorl    %eax, %eax
         movl    $LEVEL4, %edi

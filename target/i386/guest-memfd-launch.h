@@ -1,0 +1,90 @@
+/*
+ * Launch of SEV-SNP and TDX guests: memory in place, and what is measured
+ *
+ * QEMU's launch code calls these in both ways of memory.  Where it is
+ * separate, they do what QEMU does.  What cannot be launched ends QEMU, as
+ * any failure of a launch does.  All are called with the BQL held.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef I386_GUEST_MEMFD_LAUNCH_H
+#define I386_GUEST_MEMFD_LAUNCH_H
+
+#include <linux/kvm.h>
+#include "exec/hwaddr.h"
+#include "hw/i386/tdvf.h"
+#include "system/guest-memfd.h"
+
+struct TdxGuest;
+
+/**
+ * guest_memfd_snp_launch_range: make pages private, to be populated
+ * @update: as for KVM_SEV_SNP_LAUNCH_UPDATE; its source changes in place
+ *
+ * Returns: 0; -errno where memory is separate.
+ */
+int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update);
+
+/**
+ * guest_memfd_snp_launch_result: what KVM_SEV_SNP_LAUNCH_UPDATE has come to
+ * @ret: its answer
+ *
+ * Returns: -EAGAIN if it is to be called again; 0 or -errno.
+ */
+int guest_memfd_snp_launch_result(int ret);
+
+/**
+ * guest_memfd_snp_cpuid_page: where the firmware has corrected the CPUID page
+ * @hva: where QEMU has written it
+ */
+void *guest_memfd_snp_cpuid_page(void *hva);
+
+/**
+ * guest_memfd_snp_required_memory: an IGVM file needs memory there
+ * @gpa, @size: bytes
+ *
+ * In place, it becomes private like all RAM, when the launch is finished: the
+ * file may still have contents for it.
+ * Returns: 0, or -errno.
+ */
+int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size);
+
+/** guest_memfd_snp_launch_finish: all is populated; nothing is finished. */
+void guest_memfd_snp_launch_finish(void);
+
+/**
+ * guest_memfd_tdx_contents: a section that is in the firmware's image
+ *
+ * In place, it is copied if the guest does not find it in the image.
+ * Returns: what is to be populated.
+ */
+void *guest_memfd_tdx_contents(struct TdxGuest *tdx,
+                               const TdxFirmwareEntry *entry);
+
+/**
+ * guest_memfd_tdx_section: zeroed memory for a section that is in no image
+ *
+ * Returns: MAP_FAILED if there is none, where memory is separate.  To be
+ * given back by guest_memfd_tdx_section_free().
+ */
+void *guest_memfd_tdx_section(struct TdxGuest *tdx,
+                              const TdxFirmwareEntry *entry);
+
+/** guest_memfd_tdx_section_free: QEMU has no more use for it. */
+void guest_memfd_tdx_section_free(const TdxFirmwareEntry *entry);
+
+/**
+ * guest_memfd_tdx_launch_range: make a section private, to be populated
+ * @entry: its mem_ptr has the contents
+ * @region: as for KVM_TDX_INIT_MEM_REGION; its source changes in place
+ */
+void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
+                                  struct kvm_tdx_init_mem_region *region);
+
+/**
+ * guest_memfd_tdx_launch_finish: all is populated; nothing is finalized
+ * @image: the block that the firmware was loaded into
+ */
+void guest_memfd_tdx_launch_finish(RAMBlock *image);
+
+#endif

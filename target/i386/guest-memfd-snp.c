@@ -1,0 +1,147 @@
+/*
+ * SEV-SNP: launch in place, and the launch digest
+ *
+ * The digest is a chain of SHA-384 over one record a page, in the order of
+ * the launch (SEV-SNP ABI specification, SNP_LAUNCH_UPDATE, PAGE_INFO).
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/memalign.h"
+#include "qemu/units.h"
+#include "system/kvm.h"
+#include "gmem/target/i386/guest-memfd-launch.h"
+
+#define SNP_PAGE_SIZE (4 * KiB)
+
+typedef struct SnpPageInfo {
+    uint8_t digest[GUEST_MEMFD_DIGEST];     /* so far */
+    uint8_t contents[GUEST_MEMFD_DIGEST];   /* of the page, or zeros */
+    uint16_t length;                        /* of this record */
+    uint8_t type;
+    uint8_t zeros[5];       /* no IMI page, no permissions of other VMPLs */
+    uint64_t gpa;
+} QEMU_PACKED SnpPageInfo;
+
+QEMU_BUILD_BUG_ON(sizeof(SnpPageInfo) != 0x70);
+
+static uint8_t snp_digest[GUEST_MEMFD_DIGEST];
+static void *snp_cpuid_page;
+
+static const char *page_type_name(uint8_t type)
+{
+    switch (type) {
+    case KVM_SEV_SNP_PAGE_TYPE_NORMAL:
+        return "normal";
+    case KVM_SEV_SNP_PAGE_TYPE_ZERO:
+        return "zero";
+    case KVM_SEV_SNP_PAGE_TYPE_UNMEASURED:
+        return "unmeasured";
+    case KVM_SEV_SNP_PAGE_TYPE_SECRETS:
+        return "secrets";
+    case KVM_SEV_SNP_PAGE_TYPE_CPUID:
+        return "cpuid";
+    default:
+        return "unknown";
+    }
+}
+
+/* @contents: NULL if they do not count */
+static void measure(uint8_t type, hwaddr gpa, hwaddr size,
+                    const uint8_t *contents)
+{
+    hwaddr at;
+
+    for (at = 0; at < size; at += SNP_PAGE_SIZE) {
+        SnpPageInfo info = {
+            .length = cpu_to_le16(sizeof(info)),
+            .type = type,
+            .gpa = cpu_to_le64(gpa + at),
+        };
+
+        memcpy(info.digest, snp_digest, sizeof(info.digest));
+        if (contents) {
+            guest_memfd_launch_digest(contents + at, SNP_PAGE_SIZE,
+                                      info.contents, &error_fatal);
+        }
+        guest_memfd_launch_digest(&info, sizeof(info), snp_digest,
+                                  &error_fatal);
+    }
+}
+
+int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
+{
+    hwaddr gpa = update->gfn_start * SNP_PAGE_SIZE;
+    hwaddr size = update->len;
+    const char *type = page_type_name(update->type);
+    bool measured = update->type == KVM_SEV_SNP_PAGE_TYPE_NORMAL;
+    bool written = update->type != KVM_SEV_SNP_PAGE_TYPE_ZERO &&
+                   update->type != KVM_SEV_SNP_PAGE_TYPE_SECRETS;
+    void *host = (void *)(uintptr_t)update->uaddr;
+    int ret;
+
+    if (!guest_memfd_in_place()) {
+        ret = kvm_set_memory_attributes_private(gpa, size);
+        /* Other sizes are refused by KVM. */
+        if (ret || !QEMU_IS_ALIGNED(size, SNP_PAGE_SIZE)) {
+            return ret;
+        }
+        measure(update->type, gpa, size, measured ? host : NULL);
+        guest_memfd_launch_note(gpa, size, type, measured ? host : NULL,
+                                &error_fatal);
+        return 0;
+    }
+
+    host = guest_memfd_launch_host(gpa, size, &error_fatal);
+    measure(update->type, gpa, size, measured ? host : NULL);
+    update->uaddr = 0;
+    if (update->type == KVM_SEV_SNP_PAGE_TYPE_CPUID) {
+        /*
+         * The firmware checks what it is to hold, and if it does not agree,
+         * corrects the source.  The guest's page could not be read any more.
+         */
+        qemu_vfree(snp_cpuid_page);
+        snp_cpuid_page = qemu_memalign(SNP_PAGE_SIZE, size);
+        memcpy(snp_cpuid_page, host, size);
+        update->uaddr = (uintptr_t)snp_cpuid_page;
+    }
+    guest_memfd_launch_range(gpa, size, type, written, measured, &error_fatal);
+    return 0;
+}
+
+int guest_memfd_snp_launch_result(int ret)
+{
+    /* A signal ends the call in between, and it says how far it has come. */
+    return guest_memfd_in_place() && ret == -EINTR ? -EAGAIN : ret;
+}
+
+void *guest_memfd_snp_cpuid_page(void *hva)
+{
+    return snp_cpuid_page ?: hva;
+}
+
+int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size)
+{
+    Error *err = NULL;
+
+    if (!guest_memfd_in_place()) {
+        return kvm_convert_memory(gpa, size, true);
+    }
+    if (!guest_memfd_launch_host(gpa, size, &err)) {
+        error_report_err(err);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+void guest_memfd_snp_launch_finish(void)
+{
+    if (guest_memfd_in_place()) {
+        guest_memfd_launch_finish(&error_fatal);
+        qemu_vfree(snp_cpuid_page);
+        snp_cpuid_page = NULL;
+    }
+    guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_SEV_SNP, snp_digest);
+}

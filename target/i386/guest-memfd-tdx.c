@@ -1,0 +1,181 @@
+/*
+ * TDX: launch in place, and MRTD
+ *
+ * MRTD is one SHA-384: of a record for every page that is added, and for the
+ * contents of measured pages of a record and the bytes of every chunk (TDX
+ * module base architecture specification).
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include "crypto/hash.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/mmap-alloc.h"
+#include "qemu/units.h"
+#include "kvm/tdx.h"
+#include "system/guest-memfd-compat.h"
+#include "gmem/target/i386/guest-memfd-launch.h"
+
+#define TDX_PAGE_SIZE (4 * KiB)
+#define TDX_CHUNK_SIZE 256
+
+typedef struct TdxRecord {
+    char name[16];
+    uint64_t gpa;
+    uint8_t zeros[104];
+} QEMU_PACKED TdxRecord;
+
+QEMU_BUILD_BUG_ON(sizeof(TdxRecord) != 128);
+
+static QCryptoHash *tdx_mrtd;
+
+static const char *section_name(const TdxFirmwareEntry *entry)
+{
+    static const char *const names[] = {
+        [TDVF_SECTION_TYPE_BFV] = "bfv",
+        [TDVF_SECTION_TYPE_CFV] = "cfv",
+        [TDVF_SECTION_TYPE_TD_HOB] = "td-hob",
+        [TDVF_SECTION_TYPE_TEMP_MEM] = "temp-mem",
+    };
+
+    assert(entry->type < ARRAY_SIZE(names));
+    return names[entry->type];
+}
+
+/* QEMU has read the firmware's table, but not asked whether this is true. */
+static void check_image(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
+{
+    uint64_t image_size = memory_region_size(tdx->tdvf_mr);
+
+    if (entry->data_offset > image_size ||
+        entry->size > image_size - entry->data_offset) {
+        error_report("The firmware's section %s, 0x%" PRIx64 " bytes at offset"
+                     " 0x%x, is not in its image of 0x%" PRIx64 " bytes",
+                     section_name(entry), entry->size, entry->data_offset,
+                     image_size);
+        exit(1);
+    }
+}
+
+/* Where the guest will find a section that the image does not have there. */
+static void *foreign_host(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
+{
+    void *host = guest_memfd_launch_host(entry->address, entry->size,
+                                         &error_fatal);
+
+    /* To write there would destroy what is still to be launched. */
+    if (guest_memfd_from_host(host) ==
+        guest_memfd_from_host(tdx->tdvf.mem_ptr)) {
+        error_report("The firmware's section %s at gpa 0x%" PRIx64 " overlaps"
+                     " its image, and cannot be launched in place; use"
+                     " convert-in-place=off on a host that has separate "
+                     "private memory", section_name(entry), entry->address);
+        exit(1);
+    }
+    return host;
+}
+
+void *guest_memfd_tdx_contents(TdxGuest *tdx, const TdxFirmwareEntry *entry)
+{
+    void *contents = tdx->tdvf.mem_ptr + entry->data_offset;
+    void *host;
+
+    check_image(tdx, entry);
+    if (!guest_memfd_in_place() ||
+        guest_memfd_launch_host(entry->address, entry->size,
+                                &error_fatal) == contents) {
+        return contents;
+    }
+    host = foreign_host(tdx, entry);
+    memcpy(host, contents, entry->size);
+    return host;
+}
+
+void *guest_memfd_tdx_section(TdxGuest *tdx, const TdxFirmwareEntry *entry)
+{
+    void *host;
+
+    if (!guest_memfd_in_place()) {
+        return qemu_ram_mmap(-1, entry->size, qemu_real_host_page_size(), 0,
+                             0);
+    }
+    host = foreign_host(tdx, entry);
+    memset(host, 0, entry->size);
+    return host;
+}
+
+void guest_memfd_tdx_section_free(const TdxFirmwareEntry *entry)
+{
+    if (!guest_memfd_in_place()) {
+        qemu_ram_munmap(-1, entry->mem_ptr, entry->size);
+    }
+}
+
+static void measure_record(const char *name, hwaddr gpa, const void *chunk)
+{
+    TdxRecord record = { .gpa = cpu_to_le64(gpa) };
+    struct iovec iov[] = {
+        { &record, sizeof(record) },
+        { (void *)chunk, TDX_CHUNK_SIZE },
+    };
+
+    memcpy(record.name, name, strlen(name));
+    qcrypto_hash_updatev(tdx_mrtd, iov, chunk ? 2 : 1, &error_fatal);
+}
+
+/* @contents: NULL if they do not count */
+static void measure(hwaddr gpa, hwaddr size, const uint8_t *contents)
+{
+    hwaddr page, at;
+
+    if (!tdx_mrtd) {
+        tdx_mrtd = qcrypto_hash_new(QCRYPTO_HASH_ALGO_SHA384, &error_fatal);
+    }
+    for (page = 0; page < size; page += TDX_PAGE_SIZE) {
+        measure_record("MEM.PAGE.ADD", gpa + page, NULL);
+        for (at = page; contents && at < page + TDX_PAGE_SIZE;
+             at += TDX_CHUNK_SIZE) {
+            measure_record("MR.EXTEND", gpa + at, contents + at);
+        }
+    }
+}
+
+void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
+                                  struct kvm_tdx_init_mem_region *region)
+{
+    bool measured = entry->attributes & TDVF_SECTION_ATTRIBUTES_MR_EXTEND;
+    const void *contents = measured ? entry->mem_ptr : NULL;
+    const char *name = section_name(entry);
+
+    if (!guest_memfd_in_place()) {
+        measure(entry->address, entry->size, contents);
+        guest_memfd_launch_note(entry->address, entry->size, name, contents,
+                                &error_fatal);
+        return;
+    }
+    /* A range that cannot be launched may not be readable either. */
+    guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
+    measure(entry->address, entry->size, contents);
+    guest_memfd_launch_range(entry->address, entry->size, name, true, measured,
+                             &error_fatal);
+    region->source_addr = 0;
+}
+
+void guest_memfd_tdx_launch_finish(RAMBlock *image)
+{
+    uint8_t digest[GUEST_MEMFD_DIGEST];
+    uint8_t *result = digest;
+    size_t size = sizeof(digest);
+
+    if (guest_memfd_in_place()) {
+        guest_memfd_launch_finish(&error_fatal);
+    } else {
+        /* It was copied; nobody needs it any more. */
+        ram_block_discard_range(image, 0, image->max_length);
+    }
+    qcrypto_hash_finalize_bytes(tdx_mrtd, &result, &size, &error_fatal);
+    guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_TDX, digest);
+    qcrypto_hash_free(tdx_mrtd);
+    tdx_mrtd = NULL;
+}

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Launches of guests whose memory is converted in place.
+
+Each is compared with the launch that QEMU itself makes of the same guest where
+private memory is separate: the platform has to get the same.
+"""
+from collections import Counter
+
+from gmemlab.machine import GUEST_MEMFD, MEMFD
+from gmemlab.simkvm import snp
+from test_launch import SPARSE, SnpLaunchTest, TdxLaunchTest, debian, ovmf
+
+MIB = 1 << 20
+SEPARATE, IN_PLACE = 'generation g0', 'generation g2'
+CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
+SLOT = 'KVM_SET_USER_MEMORY_REGION2'
+# What the emulator asks of guest_memfd, slots and the launch.
+KINDS = ('KVM_CREATE_GUEST_MEMFD', 'KVM_SET_USER_MEMORY_REGION',
+         SLOT, CONVERT, 'fallocate', 'mmap')
+HALT = '''
+    vcpu all
+    halt'''
+FILL = HALT + '''
+    vcpu 0
+    fill 0x1000000 0x4000 1
+    check 0x1000000 0x4000 1
+    print launched
+    shutdown'''
+NODES = ('node0', '64M'), ('node1', '128M'), ('node2', '64M')
+
+
+def numa(*backends):
+    """Arguments for a NUMA node of each of these types."""
+    args = []
+    for (node, size), backend in zip(NODES, backends):
+        args += ['-object', f'{backend},id={node},size={size}',
+                 '-numa', f'node,memdev={node}']
+    return args
+
+
+class Launches:
+    """The tests of both platforms.
+
+    FIRMWARE: an OVMF: a function that returns its path
+    SIZE_ARGS: for a guest of 1 TiB
+    """
+
+    FIRMWARE = None
+    SIZE_ARGS = ()
+
+    def in_place(self, **kwargs):
+        """A launch in place, in which nothing is amiss."""
+        sim = self.launch(IN_PLACE, **kwargs)
+        self.assertEqual(sim.output(), 'launched\n')
+        self.assertTrue(sim.report['launch']['finished'])
+        self.assertEqual(sim.report['host-touches'], 0)
+        return sim
+
+    def separate(self, **kwargs):
+        """The launch that QEMU makes by itself."""
+        sim = self.launch(SEPARATE, **kwargs)
+        self.assertEqual(sim.output(), 'launched\n')
+        return sim
+
+    def compare(self, other=None, **kwargs):
+        """Both are measured alike, and in place there is one copy.
+
+        @other: arguments that differ where memory is separate
+        Returns both machines.
+        """
+        separate = self.separate(**{**kwargs, **(other or {})})
+        sim = self.in_place(**kwargs)
+        self.assertEqual(sim.report['launch'], separate.report['launch'])
+        # Nothing more is said, of what is passed to the guest least of all.
+        self.assertEqual(sim.get_log(), separate.get_log())
+        self.assertLess(sim.report['peak']['total'],
+                        separate.report['peak']['total'])
+        return separate, sim
+
+    def calls(self, sim):
+        """How often what was called."""
+        return Counter(call['call'] for call in sim.model.log()
+                       if call['call'] in KINDS + self.COMMANDS)
+
+    def test_1_to_8_vcpus(self):
+        for cpus in range(1, 9):
+            with self.subTest(cpus=cpus):
+                self.compare(cpus=cpus)
+
+    def test_ovmf(self):
+        self.compare(path=type(self).FIRMWARE())
+
+    def test_memory_of_any_size(self):
+        for size in '256M', '2G', '3G', '4G', '64G', '1T':
+            with self.subTest(size=size):
+                self.compare(size=size, backend=SPARSE, args=self.SIZE_ARGS)
+
+    def test_memory_from_any_backend(self):
+        ram = {'backend': 'memory-backend-ram'}
+        for backend, other in ((None, None), ('memory-backend-ram', None),
+                               (MEMFD, None),
+                               (MEMFD + ',guest-memfd=on', ram),
+                               (GUEST_MEMFD, ram)):
+            with self.subTest(backend=backend):
+                self.compare(other, backend=backend)
+
+    def test_numa_nodes(self):
+        ram = ['memory-backend-ram'] * 3
+        for backends in (ram, [GUEST_MEMFD] * 3,
+                         [GUEST_MEMFD, 'memory-backend-ram', MEMFD]):
+            with self.subTest(backends=backends):
+                _, sim = self.compare({'args': numa(*ram)},
+                                      args=numa(*backends))
+                # All of a node becomes private by one call.
+                sizes = [call['size'] for call in sim.model.log(CONVERT)]
+                self.assertGreaterEqual(sizes.count(128 * MIB), 1, sizes)
+
+    def test_memory_is_there_once(self):
+        # Allocated at the start, and then the guest fills a quarter of it.
+        separate, sim = self.compare(
+            backend='memory-backend-ram,prealloc=on', size='256M',
+            script=FILL)
+        peak = sim.report['peak']
+        self.assertEqual(peak['other'], 0)
+        # The firmware is beside it.
+        self.assertLess(peak['total'], (256 + 1) * MIB)
+        self.assertGreater(separate.report['peak']['total'], (256 + 64) * MIB)
+
+    def test_calls_do_not_grow_with_memory(self):
+        runs = [self.calls(self.in_place(size=size, backend=SPARSE,
+                                         args=self.SIZE_ARGS))
+                for size in ('256M', '4G', '1T')]
+        # Memory above 4 GiB takes a slot.
+        for run in runs[1:]:
+            run[SLOT] -= 1
+        self.assertEqual(runs[0], runs[1])
+        self.assertEqual(runs[1], runs[2])
+
+    def test_slots_stay_while_dirty_pages_are_measured(self):
+        sim = self.start(IN_PLACE + HALT, **self.guest())
+        slots = len(sim.model.log(SLOT))
+        sim.measure_dirty_rate()
+        self.assertEqual(len(sim.model.log(SLOT)), slots)
+        self.assertGreater(slots, 1)
+
+
+class Snp(Launches, SnpLaunchTest):
+    """SEV-SNP."""
+
+    FIRMWARE = ovmf
+    SIZE_ARGS = ('-cpu', 'qemu64,phys-bits=48')
+
+    def test_pc_and_microvm(self):
+        for machine in 'pc', 'microvm':
+            with self.subTest(machine=machine):
+                self.compare(machine=machine, path=ovmf())
+
+    def test_kernel_hashes(self):
+        for path in None, debian('amdsev'):
+            for initrd, append in (b'', ''), (b'initrd', 'console=ttyS0'):
+                with self.subTest(path=path, initrd=initrd):
+                    _, args = self.kernel(initrd, append)
+                    self.compare(path=path, args=args,
+                                 confidential=snp(',kernel-hashes=on'))
+
+
+class Tdx(Launches, TdxLaunchTest):
+    """TDX."""
+
+    @staticmethod
+    def FIRMWARE():
+        return debian('tdx')

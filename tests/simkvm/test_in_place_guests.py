@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Guests whose memory is converted in place, once they run."""
+from gmemlab.machine import GUEST_MEMFD, TIMEOUT
+from test_in_place import CONVERT, HALT, IN_PLACE, SEPARATE
+from test_launch import SnpLaunchTest, TdxLaunchTest
+
+
+class Guests:
+    """The tests of both platforms."""
+
+    def run_guest(self, script, **kwargs):
+        """It ends well, and the host has touched nothing private."""
+        sim = self.launch(IN_PLACE, script=script, **kwargs)
+        self.assertEqual(sim.report['host-touches'], 0)
+        return sim
+
+    def conversions(self, sim):
+        """What was converted since the launch: (offset, size, private)."""
+        log = sim.model.log()
+        launched = [call['call'] for call in log].index(self.COMMANDS[-1])
+        return [(call['offset'], call['size'], call['attributes'] == 8)
+                for call in log[launched:] if call['call'] == CONVERT]
+
+    def test_ranges_are_converted_and_their_neighbours_kept(self):
+        sim = self.run_guest(HALT + '''
+            vcpu 0
+            fill 0x1000000 32 1
+            map-gpa 0x1008000 16 shared
+            state 0x1000000 8 private
+            state 0x1008000 16 shared
+            state 0x1018000 8 private
+            fill 0x1008000 16 2
+            check 0x1000000 8 1
+            check 0x1008000 16 2
+            map-gpa 0x100c000 4 private
+            fill 0x100c000 4 3
+            check 0x1008000 4 2
+            check 0x100c000 4 3
+            check 0x1010000 8 2
+            map-gpa 0x1000000 32 private
+            state 0 0x10000 private
+            shutdown''')
+        self.assertEqual(self.conversions(sim), [
+            (0x1008000, 0x10000, False), (0x100c000, 0x4000, True),
+            (0x1008000, 0x4000, True), (0x1010000, 0x8000, True)])
+        # Nothing is given back and taken anew.
+        self.assertNotIn('fallocate', sim.report['calls'])
+
+    def test_memory_faults_convert_a_page(self):
+        sim = self.run_guest(HALT + '''
+            vcpu 0
+            fault 0x1000000 0x1000 private
+            fault 0x1000000 0x1000 shared
+            fault 0x1000000 0x1000 shared stale
+            fault 0x1000000 0x1000 private
+            shutdown''')
+        self.assertEqual(self.conversions(sim), [(0x1000000, 0x1000, False),
+                                                 (0x1000000, 0x1000, True)])
+
+    def test_eight_vcpus_convert_the_same_pages(self):
+        sim = self.run_guest('''
+            vcpu all
+            random 7 500 0x1000000 512
+            barrier
+            halt
+            vcpu 0
+            random 7 500 0x1000000 512
+            barrier
+            map-gpa 0x1000000 512 private
+            state 0 0x10000 private
+            shutdown''', cpus=8)
+        self.assertGreater(sim.report['conversions'], 500)
+
+    def test_memory_does_not_grow_with_conversions(self):
+        # A pass through both states; each page is written in each of them.
+        sim = self.run_guest(HALT + '''
+            vcpu 0
+            fill 0x1000000 0x4000 1
+            repeat 3
+            map-gpa 0x1000000 0x4000 shared
+            fill 0x1000000 0x4000 2
+            map-gpa 0x1000000 0x4000 private
+            fill 0x1000000 0x4000 3
+            end
+            shutdown''')
+        self.assertEqual(sim.report['peak']['other'], 0)
+        self.assertLess(sim.report['peak']['total'], 65 << 20)
+
+    def test_memory_that_is_plugged_in_is_private(self):
+        sim = self.start(IN_PLACE + HALT, **self.guest(
+            size='256M,slots=1,maxmem=1G'))
+        sim.cmd('object-add', qom_type=GUEST_MEMFD, id='more',
+                size=128 << 20)
+        sim.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
+        self.assertEqual(
+            {(b['state'], b['shared']) for b in sim.blocks().values()},
+            {('private', 0)})
+        self.assertIn('more', sim.blocks())
+
+    def test_it_ends_as_with_separate_memory(self):
+        for command in 'system_reset', 'quit':
+            ends = []
+            for config in SEPARATE, IN_PLACE:
+                sim = self.machine(config + HALT, **self.guest())
+                sim.add_args('-S')
+                sim.launch()
+                self.addCleanup(sim.shutdown, hard=True)
+                sim.cmd('cont')
+                # SimMachine has -no-reboot.
+                sim.cmd('set-action', reboot='reset')
+                sim.cmd(command)
+                sim.wait(TIMEOUT)
+                ends.append((sim.exitcode(), sim.get_log(),
+                             sim.model.report()['violation']))
+            self.assertEqual(ends[0], ends[1])
+            status, log, violation = ends[1]
+            self.assertEqual((status, violation), (0, None))
+            self.assertEqual('cpus are not resettable, terminating' in log,
+                             command == 'system_reset')
+
+
+class Snp(Guests, SnpLaunchTest):
+    """SEV-SNP."""
+
+
+class Tdx(Guests, TdxLaunchTest):
+    """TDX."""

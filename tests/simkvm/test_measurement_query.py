@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""query-launch-measurement, and the launch in query-guest-memfd.
+
+QEMU computes them from what it gives to the platform, the model from what the
+platform gets, and gmemlab.measure from the firmware's file.
+"""
+import hashlib
+
+from gmemlab import measure
+from gmemlab.simkvm import snp
+from qemu.qmp import ExecuteError
+from simtest import SimTest
+import test_launch
+
+HALT = '''
+    vcpu all
+    halt'''
+SEPARATE, IN_PLACE = 'g1', 'g2'
+
+
+class QueryTest(SimTest):
+    """Asks a guest, as it is and by its launch.
+
+    LAUNCH: of gmemlab.measure
+    KIND: of query-launch-measurement
+    OPTIONS: of the machine
+    """
+
+    LAUNCH = KIND = None
+    OPTIONS = {}
+
+    def stopped(self, generation, path=None, **kwargs):
+        """A machine that waits for "cont"."""
+        options = dict(self.OPTIONS, size='256M', backend=None)
+        options['args'] = [*options.get('args', []), '-S',
+                           '-bios', path or self.image]
+        sim = self.machine(f'generation {generation}' + HALT,
+                           **{**options, **kwargs})
+        sim.launch()
+        self.addCleanup(self.quit, sim)
+        return sim
+
+    @staticmethod
+    def wanted_type(r):
+        """What query-guest-memfd calls the pages of a Range."""
+        return r.type.lower()
+
+    def check_refused(self, sim, reason):
+        """No measurement is told."""
+        with self.assertRaisesRegex(ExecuteError, reason):
+            sim.cmd('query-launch-measurement')
+        self.assertRegex(
+            sim.cmd('human-monitor-command',
+                    command_line='info launch-measurement'), reason)
+
+    def check(self, generation, path=None, **kwargs):
+        """All three agree.  Returns query-guest-memfd."""
+        path = path or self.image
+        sim = self.stopped(generation, path, **kwargs)
+        sim.cmd('cont')
+        told = sim.cmd('query-launch-measurement')
+        text = sim.cmd('human-monitor-command',
+                       command_line='info launch-measurement')
+        info = sim.cmd('query-guest-memfd')
+        self.quit(sim)
+
+        with open(path, 'rb') as f:
+            launch = self.LAUNCH(f.read())
+        self.assertEqual(told, {'type': self.KIND,
+                                'digest': launch.digest().hex()})
+        self.assertEqual(sim.report['launch']['digest'], told['digest'])
+        self.assertIn(f"{self.KIND}: {told['digest']}", text)
+
+        wanted = []
+        for r in launch.ranges:
+            pages = {'gpa': r.gpa, 'size': r.size, 'measured': bool(r.data),
+                     'type': self.wanted_type(r)}
+            if r.data:
+                pages['digest'] = hashlib.sha384(r.data).hexdigest()
+            wanted.append(pages)
+        self.assertEqual(info['launch'], wanted)
+        return info, text
+
+    def check_blocks(self, info):
+        """All of every block is private."""
+        self.assertGreater(len(info['blocks']), 1)
+        for block in info['blocks']:
+            self.assertEqual(
+                [block[name] for name in
+                 ('state', 'shared', 'private', 'private-runs')],
+                ['private', 0, block['size'], 1])
+            self.assertEqual(block['counters']['pages-to-private'] << 12,
+                             block['size'])
+
+
+class Snp(QueryTest):
+    """An SEV-SNP guest, which is launched when it first runs."""
+
+    LAUNCH = measure.SnpLaunch
+    KIND = 'sev-snp'
+    OPTIONS = {'confidential': snp()}
+
+    def test_separate_memory(self):
+        info, text = self.check(SEPARATE)
+        self.assertEqual(info['blocks'], [])
+        self.assertIn("before the vCPUs' VMSAs", text)
+
+    def test_in_place(self):
+        info, _ = self.check(IN_PLACE)
+        self.check_blocks(info)
+
+    def test_ovmf(self):
+        for generation in SEPARATE, IN_PLACE:
+            with self.subTest(generation=generation):
+                self.check(generation, test_launch.ovmf())
+
+    def test_nothing_is_told_before_it_is_launched(self):
+        for generation in SEPARATE, IN_PLACE:
+            with self.subTest(generation=generation):
+                sim = self.stopped(generation)
+                self.check_refused(sim, r'not launched yet.*cont')
+                self.assertEqual(sim.cmd('query-guest-memfd')['launch'], [])
+
+
+class Tdx(QueryTest):
+    """A TDX guest, which is launched before QEMU can be asked."""
+
+    LAUNCH = measure.TdxLaunch
+    KIND = 'tdx'
+    OPTIONS = {'confidential': 'tdx-guest', 'args': ['-cpu', 'host'],
+               'machine': 'q35,kernel-irqchip=split'}
+
+    @classmethod
+    def setUpClass(cls):
+        test_launch.Tdx.setUpClass()
+        super().setUpClass()
+
+    @staticmethod
+    def wanted_type(r):
+        return r.name.lower().replace('_', '-')
+
+    def test_separate_memory(self):
+        info, text = self.check(SEPARATE)
+        self.assertEqual(info['blocks'], [])
+        self.assertNotIn('VMSA', text)
+
+    def test_in_place(self):
+        info, _ = self.check(IN_PLACE)
+        self.check_blocks(info)
+
+    def test_ovmf(self):
+        for generation in SEPARATE, IN_PLACE:
+            with self.subTest(generation=generation):
+                self.check(generation, test_launch.debian('tdx'))
+
+
+class Ordinary(QueryTest):
+    """A guest that nobody launches."""
+
+    def test_nothing_is_measured(self):
+        sim = self.start(f'generation {SEPARATE}' + HALT)
+        self.check_refused(sim, 'not a confidential guest')
+        self.assertEqual(sim.cmd('query-guest-memfd')['launch'], [])
