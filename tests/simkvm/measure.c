@@ -103,3 +103,15 @@ void sim_digest_hex(const uint8_t digest[SIM_DIGEST],
         g_snprintf(hex + 2 * i, 3, "%02x", digest[i]);
     }
 }
+
+void sim_json_hex(GString *json, const char *name, const void *data,
+                  size_t len)
+{
+    const uint8_t *byte = data;
+
+    g_string_append_printf(json, "%s\"%s\": \"", json->len ? ", " : "", name);
+    while (len--) {
+        g_string_append_printf(json, "%02x", *byte++);
+    }
+    g_string_append_c(json, '"');
+}

@@ -210,6 +210,7 @@ static int launch_start(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     vm->sev_fd = cmd->sev_fd;
     report_launch(vm);
     g_string_printf(json, "\"policy\": %" PRIu64, (uint64_t)args.policy);
+    sim_json_hex(json, "workarounds", args.gosvw, sizeof(args.gosvw));
     return 0;
 }
 
@@ -379,7 +380,8 @@ static int launch_update(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
 }
 
 /* The emulator's ID block and the proof that it is the guest owner's. */
-static int read_id_block(const struct kvm_sev_snp_launch_finish *args)
+static int read_id_block(const struct kvm_sev_snp_launch_finish *args,
+                         GString *json)
 {
     uint8_t block[KVM_SEV_SNP_ID_BLOCK_SIZE];
     uint8_t auth[KVM_SEV_SNP_ID_AUTH_SIZE];
@@ -398,13 +400,14 @@ static int read_id_block(const struct kvm_sev_snp_launch_finish *args)
                           ", 0x%" PRIx64, (uint64_t)args->id_block_uaddr,
                           (uint64_t)args->id_auth_uaddr);
     }
+    sim_json_hex(json, "id-block", block, sizeof(block));
+    sim_json_hex(json, "id-auth", auth, sizeof(auth));
     return 0;
 }
 
 static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
 {
     struct kvm_sev_snp_launch_finish args;
-    char hex[2 * SIM_DIGEST + 1];
     int ret;
 
     if (vm->launch == SIM_LAUNCH_NONE) {
@@ -429,7 +432,7 @@ static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
         cmd->error = SEV_RET_INVALID_GUEST_STATE;
         return sim_refuse(EIO, "SNP_LAUNCH_FINISH: done before");
     }
-    ret = read_id_block(&args);
+    ret = read_id_block(&args, json);
     if (ret) {
         return ret;
     }
@@ -438,8 +441,10 @@ static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     }
     sim_vm_launch_finished(vm);
     report_launch(vm);
-    sim_digest_hex(vm->digest, hex);
-    g_string_printf(json, "\"measured\": \"%s\"", hex);
+    sim_json_hex(json, "host-data", args.host_data, sizeof(args.host_data));
+    g_string_append_printf(json, ", \"author-key\": %u, \"vcek-disabled\": %u",
+                           args.auth_key_en, args.vcek_disabled);
+    sim_json_hex(json, "measured", vm->digest, SIM_DIGEST);
     return 0;
 }
 

@@ -493,4 +493,8 @@ void sim_measure_tdx_digest(const GChecksum *mrtd,
 void sim_digest_hex(const uint8_t digest[SIM_DIGEST],
                     char hex[2 * SIM_DIGEST + 1]);
 
+/* Adds a member to @json, the bytes at @data in hexadecimal. */
+void sim_json_hex(GString *json, const char *name, const void *data,
+                  size_t len);
+
 #endif

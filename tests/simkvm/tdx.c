@@ -225,6 +225,10 @@ static int init_vm(SimVm *vm, SimVcpu *vcpu, struct kvm_tdx_cmd *cmd,
     g_string_printf(json, "\"attributes\": %" PRIu64 ", \"xfam\": %" PRIu64
                     ", \"cpuid-entries\": %u", (uint64_t)args.attributes,
                     (uint64_t)args.xfam, cpuid->nent);
+    sim_json_hex(json, "mrconfigid", args.mrconfigid, sizeof(args.mrconfigid));
+    sim_json_hex(json, "mrowner", args.mrowner, sizeof(args.mrowner));
+    sim_json_hex(json, "mrownerconfig", args.mrownerconfig,
+                 sizeof(args.mrownerconfig));
     return 0;
 }
 

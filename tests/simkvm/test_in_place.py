@@ -4,6 +4,7 @@
 Each is compared with the launch that QEMU itself makes of the same guest where
 private memory is separate: the platform has to get the same.
 """
+from base64 import b64encode
 from collections import Counter
 
 from gmemlab.machine import GUEST_MEMFD, MEMFD
@@ -17,6 +18,7 @@ SLOT = 'KVM_SET_USER_MEMORY_REGION2'
 # What the emulator asks of guest_memfd, slots and the launch.
 KINDS = ('KVM_CREATE_GUEST_MEMFD', 'KVM_SET_USER_MEMORY_REGION',
          SLOT, CONVERT, 'fallocate', 'mmap')
+BOUND = ',host-nodes=0,policy=bind'
 HALT = '''
     vcpu all
     halt'''
@@ -27,6 +29,11 @@ FILL = HALT + '''
     print launched
     shutdown'''
 NODES = ('node0', '64M'), ('node1', '128M'), ('node2', '64M')
+
+
+def base64(data):
+    """Bytes as QEMU takes them."""
+    return b64encode(data).decode()
 
 
 def numa(*backends):
@@ -77,6 +84,23 @@ class Launches:
                         separate.report['peak']['total'])
         return separate, sim
 
+    def check_passed_on(self, properties, **told):
+        """The platform is told of them, and no less than by QEMU itself.
+
+        @told: a command, and what it has to have, by the log's names
+        """
+        def commands(sim):
+            return {call['call']: {name: call[name] for name in call
+                                   if name != 'n'}
+                    for call in sim.model.log() if call['call'] in
+                    self.COMMANDS and call['call'] != self.COMMANDS[-2]}
+        separate, sim = self.compare(
+            confidential=self.CONFIDENTIAL + properties)
+        self.assertEqual(commands(sim), commands(separate))
+        for command, wanted in told.items():
+            got = commands(sim)[command]
+            self.assertEqual({name: got[name] for name in wanted}, wanted)
+
     def calls(self, sim):
         """How often what was called."""
         return Counter(call['call'] for call in sim.model.log()
@@ -100,7 +124,9 @@ class Launches:
         for backend, other in ((None, None), ('memory-backend-ram', None),
                                (MEMFD, None),
                                (MEMFD + ',guest-memfd=on', ram),
-                               (GUEST_MEMFD, ram)):
+                               (GUEST_MEMFD, ram),
+                               (GUEST_MEMFD + BOUND,
+                                {'backend': ram['backend'] + BOUND})):
             with self.subTest(backend=backend):
                 self.compare(other, backend=backend)
 
@@ -163,6 +189,20 @@ class Snp(Launches, SnpLaunchTest):
                     self.compare(path=path, args=args,
                                  confidential=snp(',kernel-hashes=on'))
 
+    def test_policy_and_identity(self):
+        block, auth = bytes(range(96)), bytes(range(256)) * 16
+        self.check_passed_on(
+            f',policy=0xb0000,id-block={base64(block)},id-auth={base64(auth)},'
+            f'author-key-enabled=on,vcek-disabled=on,host-data='
+            f'{base64(block[:32])},guest-visible-workarounds='
+            f'{base64(block[:16])}',
+            SNP_LAUNCH_START={'policy': 0xb0000,
+                              'workarounds': block[:16].hex()},
+            SNP_LAUNCH_FINISH={
+                'id-block': block.hex(), 'id-auth': auth.hex(),
+                'host-data': block[:32].hex(), 'author-key': 1,
+                'vcek-disabled': 1})
+
 
 class Tdx(Launches, TdxLaunchTest):
     """TDX."""
@@ -170,3 +210,12 @@ class Tdx(Launches, TdxLaunchTest):
     @staticmethod
     def FIRMWARE():
         return debian('tdx')
+
+    def test_attributes_and_identity(self):
+        ids = {name: bytes(range(n, n + 48)) for n, name in
+               enumerate(('mrconfigid', 'mrowner', 'mrownerconfig'))}
+        self.check_passed_on(
+            ',attributes=0x10000000' + ''.join(
+                f',{name}={base64(value)}' for name, value in ids.items()),
+            TDX_INIT_VM={'attributes': 0x10000000, **{
+                name: value.hex() for name, value in ids.items()}})

@@ -4,7 +4,6 @@
 Nothing is launched, and one error says what is missing and what to do.
 """
 from gmemlab.machine import GUEST_MEMFD, MEMFD
-from gmemlab.simkvm import snp
 from qemu.qmp import ExecuteError
 from test_in_place import CONVERT, HALT, IN_PLACE
 from test_in_place_faults import errors
@@ -123,10 +122,10 @@ class Snp(Errors, SnpLaunchTest):
     """SEV-SNP."""
 
     def test_a_guest_without_guest_memfd(self):
+        sev = self.asking('on').replace('sev-snp-guest', 'sev-guest')
         self.refuse("sev-guest: 'convert-in-place=on' is not possible, "
                     'because the memory of such a guest is no guest_memfd; '
-                    'leave it out', confidential=snp(',convert-in-place=on').replace(
-                        'sev-snp-guest', 'sev-guest'))
+                    'leave it out', confidential=sev)
 
 
 class Tdx(Errors, TdxLaunchTest):
