@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Software-protected guests where private memory is separate (G0).
+"""Software-protected guests.
 
-They run on a kernel that has them: make check-lab.
+Where private memory is separate (G0), on a kernel that has them: make
+check-lab.  In place (G2), on the model of the kernel.
 """
 import ctypes
 import os
@@ -12,6 +13,7 @@ from baremetal import BaremetalTest
 from firmware import FirmwareTest, Guest
 from gmemlab.machine import (GUEST_MEMFD, MEMFD, SW_PROTECTED, vm_types,
                              wait_for)
+from test_simkvm import KvmModeTest
 
 MIB = 1 << 20
 PAGE = 4096
@@ -34,6 +36,13 @@ def starts_private(**kwargs):
     """The same, and all RAM is private at first."""
     guest = swp(',initial-state=private', **kwargs)
     return {**guest, 'args': guest['args'] + STARTS_PRIVATE}
+
+
+def with_flash(firmware):
+    """The same as swp(), and the firmware comes from flash."""
+    guest = swp()
+    return {**guest, 'args': guest['args'] + [
+        '-drive', 'if=pflash,format=raw,readonly=on,file=' + firmware]}
 
 
 def cached_bytes(pid, fd):
@@ -164,11 +173,9 @@ class Conversions(SwpTest):
         self.assertEqual(self.private_bytes(guest), 6 * PAGE)
 
     def test_firmware_from_flash(self):
-        args = swp()
-        args['args'] += ['-drive', 'if=pflash,format=raw,readonly=on,file=' +
-                         self.firmware]
         guest = self.check_list(f'convert {GPA} 4 private\n'
-                                f'write {GPA} 4 1\ncheck {GPA} 4 1\n', **args)
+                                f'write {GPA} 4 1\ncheck {GPA} 4 1\n',
+                                **with_flash(self.firmware))
         self.assertIn('system.flash0', guest.cmd(
             'human-monitor-command', command_line='info mtree -f'))
 
@@ -305,6 +312,97 @@ class Errors(SwpTest):
             guest.cmd('migrate', uri='exec:cat > /dev/null')
         self.assertIn('cannot be migrated', guest.cmd(
             'human-monitor-command', command_line='savevm x'))
+
+
+class OnTheModel(KvmModeTest):
+    """Guest code on a real KVM, with the model of a kernel above it.
+
+    A KVM that emulates all that a guest does would not see private pages.
+    """
+
+    EMULATED_HOST = ()
+
+    def run_sim(self, commands, generation='g2', **kwargs):
+        """A guest that comes to the end of its list; it is still there."""
+        return self.play(self.sim(commands, 'generation ' + generation,
+                                  name=generation, **{**swp(), **kwargs}))
+
+    def test_a_conversion_keeps_contents(self):
+        guest = self.run_sim(f'''
+            state {GPA} 16 shared
+            write {GPA} 16 1
+            convert {GPA} 8 private
+            state {GPA} 8 private
+            state {GPA + 8 * PAGE} 8 shared
+            check {GPA} 16 1
+            write {GPA} 8 2
+            convert {GPA + PAGE} 2 shared
+            check {GPA} 8 2
+            check {GPA + 8 * PAGE} 8 1
+        ''')
+        report = guest.end()
+        self.assertEqual((report['pages-to-private'],
+                          report['pages-to-shared']), (8, 2))
+
+    def test_the_same_where_memory_is_separate(self):
+        self.run_sim(f'''
+            write {GPA} 16 1
+            convert {GPA} 8 private
+            state {GPA} 8 private
+            check-zero {GPA} 8
+            check {GPA + 8 * PAGE} 8 1
+        ''', 'g0').end()
+
+    def test_vcpus_that_convert_at_the_same_time(self):
+        guest = self.run_sim('preserve on\n' + ''.join(
+            f'cpu {n}\nrandom {n} 500 {GPA + n * 64 * PAGE} 64\n'
+            for n in range(4)), cpus=4)
+        self.assertGreater(guest.end()['conversions'], 100)
+
+    def test_ram_is_private_at_first(self):
+        self.run_sim(f'''
+            state {GPA} 16 private
+            write {GPA} 16 1
+            convert {GPA} 8 shared
+            check {GPA} 16 1
+            cpu 1
+            write {GPA + MIB} 16 2
+            check {GPA + MIB} 16 2
+            state {GPA + MIB} 16 private
+        ''', cpus=2, **starts_private()).end()
+
+    def test_firmware_from_flash(self):
+        self.run_sim(f'convert {GPA} 4 private\nwrite {GPA} 4 1\n'
+                     f'check {GPA} 4 1\n', **with_flash(self.firmware)).end()
+
+    def check_resets(self, guest):
+        self.launch(guest)
+        wait_for(f'{RESETS} resets', lambda:
+                 [line.text for line in guest.lines()].count('reset') > RESETS
+                 or guest.failures(), guest, 600)
+        self.assertEqual(guest.failures(), [], guest.output())
+
+    def test_100_resets_to_shared(self):
+        self.check_resets(self.sim(f'''
+            state {GPA} 16 shared
+            convert {GPA} 16 private
+            write {GPA} 16 1
+            check {GPA} 16 1
+            barrier
+            cpu 1
+            reset
+        ''', 'generation g2', cpus=2, **swp()))
+
+    def test_100_resets_to_private(self):
+        self.check_resets(self.sim(f'''
+            state {GPA} 16 private
+            convert {GPA} 16 shared
+            write {GPA} 16 1
+            check {GPA} 16 1
+            barrier
+            cpu 1
+            reset
+        ''', 'generation g2', cpus=2, **starts_private()))
 
 
 class NotOffered(FirmwareTest):

@@ -187,6 +187,15 @@ class Separate(BothWays, SwpTest):
             read 0x101000 8 expect=0
         ''')
 
+    def test_listeners_hear_of_a_reset(self):
+        sim = self.run_guest(f'''
+            map-gpa 0x100000 2 private
+            {RESET}
+            map-gpa 0x100000 2 private
+        ''', args=['-trace', 'ram_block_attributes_state_change'])
+        convert = "offset 0x100000 size 0x2000 from 'populated' to 'discarded'"
+        self.assertEqual(sim.get_log().count(convert), 2, sim.get_log())
+
     def test_memory_that_is_hidden_after_its_conversion(self):
         # The host bridge's register for 0xc0000 to 0xc7fff
         hide = 'out 0xcf8 4 0x80000090\nout 0xcfd 1 0\n'
