@@ -126,7 +126,7 @@ static const char *const fault_calls[] = {
     "SNP_LAUNCH_FINISH", "SNP_LAUNCH_START", "SNP_LAUNCH_UPDATE",
     "SNP_LAUNCH_UPDATE_PAGE", "TDX_CAPABILITIES", "TDX_FINALIZE_VM",
     "TDX_GET_CPUID", "TDX_INIT_MEM_REGION", "TDX_INIT_MEM_REGION_PAGE",
-    "TDX_INIT_VCPU", "TDX_INIT_VM", "fallocate", NULL
+    "TDX_INIT_VCPU", "TDX_INIT_VM", "fallocate", "mmap", NULL
 };
 
 static void add_fault(GPtrArray *words)

@@ -338,16 +338,26 @@ void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
     SimFile *file;
     SimGmem *gmem = NULL;
     void *p;
+    int ret;
 
     if (!(flags & MAP_ANONYMOUS)) {
         gmem = sim_file_get(fd, SIM_GMEM, &file);
     }
     if (gmem) {
-        p = sim_gmem_mmap(gmem, addr, len, prot, flags, fd, offset);
+        ret = sim_fault("mmap", NULL);
+        if (ret) {
+            errno = -ret;
+            p = MAP_FAILED;
+        } else {
+            p = sim_gmem_mmap(gmem, addr, len, prot, flags, fd, offset);
+        }
         sim_log("mmap", p == MAP_FAILED ? -errno : 0, "\"file\": %" PRIu64
                 ", \"offset\": %" PRIu64 ", \"size\": %zu", gmem->number,
                 (uint64_t)offset, len);
         sim_file_put(file);
+        if (ret) {
+            errno = -ret;
+        }
         return p;
     }
     if (flags & MAP_FIXED && begun) {

@@ -125,6 +125,7 @@ class Launches:
                                (MEMFD, None),
                                (MEMFD + ',guest-memfd=on', ram),
                                (GUEST_MEMFD, ram),
+                               (ram['backend'] + BOUND, None),
                                (GUEST_MEMFD + BOUND,
                                 {'backend': ram['backend'] + BOUND})):
             with self.subTest(backend=backend):
