@@ -128,6 +128,21 @@ class BothWays:
         ''', ',initial-state=private')
         self.check_leaks(sim)
 
+    def test_reset_with_two_nodes(self):
+        nodes = []
+        for n in range(2):
+            nodes += ['-object', f'memory-backend-ram,id=node{n},size=64M',
+                      '-numa', f'node,memdev=node{n}']
+        for state, other in ('shared', 'private'), ('private', 'shared'):
+            with self.subTest(state=state):
+                self.run_guest(f'''
+                    state 0x100000 0x7f00 {state}
+                    map-gpa 0x3000000 16 {other}
+                    map-gpa 0x5000000 16 {other}
+                    {RESET}
+                    state 0x100000 0x7f00 {state}
+                ''', ',initial-state=' + state, args=nodes)
+
     def check_leaks(self, sim):
         """Resets leave neither files nor memslots, nor pages."""
         slots = self.open_slots(sim)
