@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests whose memory is converted in place, once they run."""
 from gmemlab.machine import GUEST_MEMFD, TIMEOUT
+from qemu.qmp import ExecuteError
 from test_in_place import CONVERT, HALT, IN_PLACE, SEPARATE
 from test_launch import SnpLaunchTest, TdxLaunchTest
 
@@ -86,16 +87,31 @@ class Guests:
         self.assertEqual(sim.report['peak']['other'], 0)
         self.assertLess(sim.report['peak']['total'], 65 << 20)
 
-    def test_memory_that_is_plugged_in_is_private(self):
-        sim = self.start(IN_PLACE + HALT, **self.guest(
+    def plug(self, plan=''):
+        """Plug memory into a guest that runs.  Returns the machine.
+
+        With a plan, the first attempt fails.
+        """
+        sim = self.start(IN_PLACE + plan + HALT, **self.guest(
             size='256M,slots=1,maxmem=1G'))
-        sim.cmd('object-add', qom_type=GUEST_MEMFD, id='more',
-                size=128 << 20)
+        memory = {'qom_type': GUEST_MEMFD, 'id': 'more', 'size': 128 << 20}
+        if plan:
+            with self.assertRaisesRegex(ExecuteError, "'more' cannot be made "
+                                        'private: Cannot allocate memory'):
+                sim.cmd('object-add', **memory)
+            self.assertNotIn('more', sim.blocks())
+        sim.cmd('object-add', **memory)
         sim.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
         self.assertEqual(
             {(b['state'], b['shared']) for b in sim.blocks().values()},
             {('private', 0)})
         self.assertIn('more', sim.blocks())
+        return sim
+
+    def test_memory_that_is_plugged_in_is_private(self):
+        sim = self.plug()
+        self.plug(f'\nfault {CONVERT} errno=ENOMEM '
+                  f'at={len(sim.model.log(CONVERT))}')
 
     def test_it_ends_as_with_separate_memory(self):
         for command in 'system_reset', 'quit':
