@@ -34,9 +34,9 @@ GuestMemfd *guest_memfd_from_host(const void *host)
 
     RCU_READ_LOCK_GUARD();
     QTAILQ_FOREACH_RCU(gmem, &guest_memfds, next) {
-        uintptr_t start = (uintptr_t)gmem->rb->host;
+        uintptr_t start = (uintptr_t)gmem->host;
 
-        if ((uintptr_t)host - start < gmem->rb->max_length) {
+        if ((uintptr_t)host - start < gmem->size) {
             return gmem;
         }
     }
@@ -143,6 +143,8 @@ free:
 void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb)
 {
     gmem->rb = rb;
+    gmem->host = rb->host;
+    gmem->size = rb->max_length;
     guest_memfd_state_init(gmem, gmem->can_be_private);
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,

@@ -111,6 +111,7 @@ typedef struct GuestMemfdState {
 /**
  * GuestMemfd: a RAM block that is a guest_memfd
  * @rb: the block; its fd is the guest_memfd and belongs to it
+ * @host, @size: its mapping; unlike @rb, good in any RCU critical section
  * @inode: of the file, as in /proc/PID/maps
  * @state: shared and private pages
  * @slots: its memslots, by address space and address
@@ -120,12 +121,14 @@ typedef struct GuestMemfdState {
  * @can_be_private: its pages can be converted
  * @blocker: of migration, all of it or CPR only
  *
- * Lives as long as its RAM block, so who holds a reference to the memory
- * region, or is in an RCU critical section, may keep a pointer.
+ * Lives as long as its RAM block and a grace period of RCU, so who holds a
+ * reference to the memory region may keep a pointer, and look at @rb.
  */
 struct GuestMemfd {
     struct rcu_head rcu;
     RAMBlock *rb;
+    void *host;
+    uint64_t size;
     uint64_t inode;
     GuestMemfdState state;
     GuestMemfdSlots slots;
