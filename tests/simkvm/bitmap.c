@@ -24,9 +24,7 @@ void sim_bitmap_free(SimBitmap *b)
     uint64_t i;
 
     for (i = 0; i < b->nr_chunks; i++) {
-        if (b->chunks[i]) {
-            g_free(b->chunks[i]);
-        }
+        g_free(b->chunks[i]);
     }
     munmap(b->chunks, b->nr_chunks * sizeof(*b->chunks));
 }

@@ -91,7 +91,7 @@ uint64_t sim_number(const char *word)
         return UINT64_MAX;
     }
     errno = 0;
-    value = strtoull(word, &end, 0);
+    value = g_ascii_strtoull(word, &end, 0);
     if (errno || end == word || *end) {
         sim_mistake("'%s' is not a number", word);
     }
