@@ -18,7 +18,8 @@ static bool is_guest_memfd(HostMemoryBackend *backend)
 {
     return object_dynamic_cast(OBJECT(backend),
                                TYPE_MEMORY_BACKEND_GUEST_MEMFD) ||
-           guest_memfd_backend_selected(backend);
+           (object_property_find(OBJECT(backend), "guest-memfd") &&
+            guest_memfd_backend_selected(backend));
 }
 
 bool guest_memfd_backend_selected(HostMemoryBackend *backend)

@@ -114,9 +114,29 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp)
     return false;
 }
 
+bool guest_memfd_ram_is_in_place(uint32_t ram_flags)
+{
+    return ram_flags & RAM_GUEST_MEMFD && guest_memfd_in_place();
+}
+
 bool guest_memfd_ram_is_separate(const RAMBlock *rb)
 {
     return rb->flags & RAM_GUEST_MEMFD && !guest_memfd_in_place();
+}
+
+/*
+ * QEMU would do so together with the mapping, after a grace period.  By then
+ * the memory region is gone, which may be part of a backend.
+ */
+void guest_memfd_ram_block_release(RAMBlock *rb)
+{
+    if (rb->guest_memfd >= 0) {
+        ram_block_attributes_destroy(rb->attributes);
+        rb->attributes = NULL;
+        close(rb->guest_memfd);
+        rb->guest_memfd = -1;
+        ram_block_coordinated_discard_require(false);
+    }
 }
 
 bool guest_memfd_starts_private(MemoryRegion *mr)
@@ -146,7 +166,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
     GuestMemfd *gmem;
     int fd, ret;
 
-    if (!(rb->flags & RAM_GUEST_MEMFD) || !guest_memfd_in_place()) {
+    if (!guest_memfd_ram_is_in_place(rb->flags)) {
         return true;
     }
     if (rb->host) {
@@ -157,7 +177,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                           "memory-backend-memfd without guest-memfd=off.\n");
         return false;
     }
-    /* Balloons would punch holes that nobody knows of. */
+    /* Who pins all RAM for good would keep pages from becoming private. */
     if (ram_block_coordinated_discard_require(true) < 0) {
         error_setg(errp, "Memory '%s' cannot be converted between shared and "
                    "private, because a device pins all of it; remove the "

@@ -91,6 +91,9 @@ typedef struct Request {
  * @deadline: when to give up, in microseconds; 0 if nothing failed yet
  * @delay: to wait next time, in microseconds
  * @failures: so far
+ *
+ * The first two begin anew when some page has been converted: what counts is
+ * that nothing goes on.
  */
 typedef struct Patience {
     int64_t deadline;
@@ -243,12 +246,14 @@ static bool try_again(Patience *patience, int error)
     if (!patience->deadline) {
         patience->deadline = now + PATIENCE_US;
     }
-    if (now >= patience->deadline) {
+    /* A call may take longer than that; then what is free has to go first. */
+    if (now >= patience->deadline &&
+        patience->failures >= FAILURES_BEFORE_SPLIT) {
         return false;
     }
     patience->failures++;
     if (error == -EAGAIN) {
-        g_usleep(MIN(patience->delay, patience->deadline - now));
+        g_usleep(MAX(0, MIN(patience->delay, patience->deadline - now)));
         patience->delay = MIN(2 * patience->delay, MAX_DELAY_US);
     }
     return true;
@@ -274,6 +279,7 @@ static int change_run(GuestMemfd *gmem, GuestMemfdRun run, bool private,
         if (!ret) {
             set_state(gmem, part, private);
             part = (GuestMemfdRun) { part.end, run.end };
+            patience->deadline = 0;
             patience->delay = MIN_DELAY_US;
             continue;
         }
@@ -811,6 +817,11 @@ int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private)
                                   g.ranges->len, to_private);
     }
     trace_guest_memfd_convert_gpa(gpa, size, to_private, g.ranges->len, ret);
+    if (ret) {
+        error_report("cannot convert 0x%" HWADDR_PRIx " bytes at gpa 0x%"
+                     HWADDR_PRIx " to %s: %s", size, gpa,
+                     to_private ? "private" : "shared", strerror(-ret));
+    }
     g_array_free(g.ranges, true);
     flatview_unref(view);
     return ret;

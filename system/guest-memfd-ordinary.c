@@ -25,6 +25,10 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp)
     return true;
 }
 
+void guest_memfd_ram_block_release(RAMBlock *rb)
+{
+}
+
 void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private)
 {
 }

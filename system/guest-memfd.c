@@ -74,6 +74,7 @@ static void guest_memfd_ram_block_removed(RAMBlockNotifier *n, void *host,
     GuestMemfd *gmem = guest_memfd_from_host(host);
 
     if (gmem) {
+        guest_memfd_ram_block_release(gmem->rb);
         guest_memfd_remove(gmem);
     }
 }
@@ -178,6 +179,12 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
     }
     guest_memfd_add(gmem, mr->ram_block);
     return true;
+}
+
+int guest_memfd_ram_file(RAMBlock *rb)
+{
+    return rb && !guest_memfd_from_host(qemu_ram_get_host_addr(rb))
+           ? qemu_ram_get_fd(rb) : -1;
 }
 
 typedef struct PreallocSlice {

@@ -204,6 +204,28 @@ void guest_memfd_remove(GuestMemfd *gmem);
 bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp);
 
 /**
+ * guest_memfd_ram_is_in_place: will a RAM block be a guest_memfd that is
+ * converted in place?
+ * @ram_flags: RAM_* that it is created with
+ */
+bool guest_memfd_ram_is_in_place(uint32_t ram_flags);
+
+/**
+ * guest_memfd_ram_block_release: undo what goes beyond a mapped file
+ * @rb: a block that is about to go, while its memory region is still there
+ */
+void guest_memfd_ram_block_release(RAMBlock *rb);
+
+/**
+ * guest_memfd_ram_file: the file to give to others who map a block by file
+ * @rb: the block, or NULL
+ *
+ * Returns: -1 if it has none, or if that is a guest_memfd: the kernel maps
+ * those for nobody but KVM and QEMU.
+ */
+int guest_memfd_ram_file(RAMBlock *rb);
+
+/**
  * guest_memfd_ram_is_separate: has @rb private memory beside its own?
  */
 bool guest_memfd_ram_is_separate(const RAMBlock *rb);
@@ -274,7 +296,8 @@ void guest_memfd_state_destroy(GuestMemfd *gmem);
  * those that become shared after.  May be called with or without the BQL, by
  * any thread; if it has to wait for another conversion of the same pages, it
  * gives up the BQL meanwhile.  It keeps the BQL while the kernel converts, and
- * while a page is busy, up to a second: so hold it only where no vCPU runs.
+ * while a page is busy, up to a second for each: so hold it only where no vCPU
+ * runs.
  * The blocks must not go meanwhile.  Contents are the kernel's affair: for SNP
  * and TDX guests they are lost, also where a failed request is undone.
  *

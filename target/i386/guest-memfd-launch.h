@@ -18,6 +18,12 @@
 struct TdxGuest;
 
 /**
+ * guest_memfd_snp_launch_check: can QEMU look at pages that it will launch?
+ * @gpa, @size: bytes
+ */
+void guest_memfd_snp_launch_check(hwaddr gpa, hwaddr size);
+
+/**
  * guest_memfd_snp_launch_range: make pages private, to be populated
  * @update: as for KVM_SEV_SNP_LAUNCH_UPDATE; its source changes in place
  *

@@ -71,6 +71,15 @@ static void measure(uint8_t type, hwaddr gpa, hwaddr size,
     }
 }
 
+void guest_memfd_snp_launch_check(hwaddr gpa, hwaddr size)
+{
+    if (guest_memfd_in_place()) {
+        /* What QEMU makes of a gpa: the page that it is in. */
+        guest_memfd_launch_host(ROUND_DOWN(gpa, SNP_PAGE_SIZE), size,
+                                &error_fatal);
+    }
+}
+
 int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
 {
     hwaddr gpa = update->gfn_start * SNP_PAGE_SIZE;

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guests whose memory is converted in place, once they run."""
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT
+import os
+
+from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
 from qemu.qmp import ExecuteError
 from test_in_place import CONVERT, HALT, IN_PLACE, SEPARATE
 from test_launch import SnpLaunchTest, TdxLaunchTest
@@ -112,6 +114,41 @@ class Guests:
         sim = self.plug()
         self.plug(f'\nfault {CONVERT} errno=ENOMEM '
                   f'at={len(sim.model.log(CONVERT))}')
+
+    def test_memory_that_is_removed_leaves_nothing_behind(self):
+        sim = self.start(IN_PLACE + HALT, **self.guest())
+        files = f'/proc/{sim.get_pid()}/fd'
+        before = None
+        for _ in range(3):
+            sim.cmd('object-add', qom_type=GUEST_MEMFD, id='more',
+                    size=16 << 20)
+            sim.cmd('object-del', id='more')
+            wait_for('the mapping to go', lambda: not [
+                m for m in sim.maps() if self.size_of(m) == 16 << 20], sim)
+            self.assertEqual(len(os.listdir(files)),
+                             before or len(os.listdir(files)))
+            before = len(os.listdir(files))
+
+    @staticmethod
+    def size_of(mapping):
+        """Bytes of a line of /proc/PID/maps."""
+        start, end = (int(x, 16) for x in mapping[0].split('-'))
+        return end - start
+
+    def test_nothing_else_is_mapped(self):
+        for backend in (None, GUEST_MEMFD, 'memory-backend-memfd',
+                        'memory-backend-ram,share=on'):
+            with self.subTest(backend=backend):
+                sim = self.start(IN_PLACE + HALT,
+                                 **{**self.guest(), 'backend': backend,
+                                    'size': '77M'})
+                # That of the model; and of QEMU's, what is private.
+                names = {m[-1] for m in sim.maps()
+                         if self.size_of(m) > 70 << 20 and m[1] == 'rw-s'}
+                self.assertEqual(names, {
+                    f'/memfd:simkvm-{name} (deleted)'
+                    for name in ('guest_memfd', 'private')})
+                self.quit(sim)
 
     def test_it_ends_as_with_separate_memory(self):
         for command in 'system_reset', 'quit':

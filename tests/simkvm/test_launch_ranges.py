@@ -113,6 +113,10 @@ class Snp(InPlace):
             [*self.NEEDED, (0, 3 * PAGE, SEC_MEM)],
             r'0x3000 bytes at gpa 0x0: 0x1000 bytes at 0x1000 \(secrets\) '
             'are launched already')
+        # QEMU looks at the CPUID page once more.
+        self.refuse_sections(
+            [(0, 3 * PAGE, SEC_MEM), *self.NEEDED],
+            'are launched already')
 
     def test_a_part_of_a_page(self):
         self.refuse_sections([*self.NEEDED, (0x8000, 0x800, SEC_MEM)],
