@@ -320,6 +320,8 @@ int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private);
 /**
  * guest_memfd_any_private: is one of these pages private?
  * @offset, @size: bytes in the block; need not be aligned
+ *
+ * Needs no lock.
  */
 bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size);
 
@@ -335,6 +337,7 @@ uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
  *
  * It is, if the guest is a confidential one, the host can do it, and
  * convert-in-place is not off.  The answer does not change once KVM runs.
+ * Needs no lock.
  */
 bool guest_memfd_in_place(void);
 
@@ -454,7 +457,8 @@ const LaunchMeasurement *guest_memfd_launch_measurement(void);
  * @offset, @size: bytes, multiples of the host's page size
  * @error_offset: set to the offset of the first busy page on -EAGAIN
  *
- * One system call, made without waiting for anything of QEMU's.
+ * One system call, made without waiting for anything of QEMU's.  Needs no
+ * lock.
  * Returns: 0; or -errno, and then no page has changed.
  */
 int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
