@@ -229,9 +229,35 @@ static bool next_run(const GuestMemfdClaim *c, bool private,
     }
 }
 
-static GuestMemfdRun before_first_run(const GuestMemfdClaim *c)
+/*
+ * TodoIter: goes through the runs of a request
+ * @c: the claim that @run is in; NULL at first
+ * @run: found last
+ */
+typedef struct TodoIter {
+    GuestMemfdClaim *c;
+    GuestMemfdRun run;
+} TodoIter;
+
+/*
+ * Find the next run, in the order of the claims, of pages that the request is
+ * about and that are @private now.  Returns false behind the last one.  There
+ * is a claim, or nothing would be to do.
+ */
+static bool next_todo(const Request *r, bool private, TodoIter *it)
 {
-    return (GuestMemfdRun) { c->pages.first, c->pages.first };
+    if (!it->c) {
+        it->c = r->claims;
+        it->run.end = it->c->pages.first;
+    }
+    while (!next_run(it->c, private, &it->run)) {
+        it->c++;
+        if (it->c == r->claims + r->n) {
+            return false;
+        }
+        it->run.end = it->c->pages.first;
+    }
+    return true;
 }
 
 /* Waits.  Returns false if @error is final, or if patience is at its end. */
@@ -304,21 +330,13 @@ static int change_run(GuestMemfd *gmem, GuestMemfdRun run, bool private,
 static int change_all(Request *r)
 {
     Patience patience = PATIENCE_INIT;
-    unsigned i;
+    TodoIter it = { NULL };
+    int ret = 0;
 
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdRun run = before_first_run(c);
-
-        while (next_run(c, !r->to_private, &run)) {
-            int ret = change_run(c->gmem, run, r->to_private, &patience);
-
-            if (ret) {
-                return ret;
-            }
-        }
+    while (!ret && next_todo(r, !r->to_private, &it)) {
+        ret = change_run(it.c->gmem, it.run, r->to_private, &patience);
     }
-    return 0;
+    return ret;
 }
 
 /* A guest may be able to have conversions fail: it must not fill the log. */
@@ -340,28 +358,24 @@ static bool may_complain(GuestMemfd *gmem)
 static void change_back(Request *r)
 {
     Patience patience = PATIENCE_INIT;
-    unsigned i;
+    TodoIter it = { NULL };
 
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdRun run = before_first_run(c);
+    while (next_todo(r, r->to_private, &it)) {
+        GuestMemfd *gmem = it.c->gmem;
+        int ret = change_run(gmem, it.run, !r->to_private, &patience);
 
-        while (next_run(c, r->to_private, &run)) {
-            int ret = change_run(c->gmem, run, !r->to_private, &patience);
-
-            if (ret) {
-                trace_guest_memfd_convert_stuck(c->gmem->inode, run.first,
-                                                run.end, r->to_private, ret);
-                if (may_complain(c->gmem)) {
-                    error_report("guest_memfd '%s': a failed conversion of "
-                                 "pages 0x%" PRIx64 " to 0x%" PRIx64 " to %s "
-                                 "cannot be undone: %s",
-                                 memory_region_name(c->gmem->rb->mr),
-                                 run.first, run.end - 1,
-                                 r->to_private ? "private" : "shared",
-                                 strerror(-ret));
-                }
-            }
+        if (!ret) {
+            continue;
+        }
+        trace_guest_memfd_convert_stuck(gmem->inode, it.run.first, it.run.end,
+                                        r->to_private, ret);
+        if (may_complain(gmem)) {
+            error_report("guest_memfd '%s': a failed conversion of pages 0x%"
+                         PRIx64 " to 0x%" PRIx64 " to %s cannot be undone: %s",
+                         memory_region_name(gmem->rb->mr), it.run.first,
+                         it.run.end - 1,
+                         r->to_private ? "private" : "shared",
+                         strerror(-ret));
         }
     }
 }
@@ -422,45 +436,31 @@ static int populate_run(GuestMemfd *gmem, GuestMemfdRun run)
 /*
  * Tell listeners that shared pages of the request will go.  Called with the
  * BQL held, as are the next two.
- * @until: stop at page @page of this claim; NULL for all of the request
+ * @until: stop at this run; NULL for all of the request
  */
-static void discard_all(Request *r, const GuestMemfdClaim *until,
-                        uint64_t page)
+static void discard_all(Request *r, const TodoIter *until)
 {
-    unsigned i;
+    TodoIter it = { NULL };
 
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdRun run = before_first_run(c);
-
-        while (next_run(c, false, &run)) {
-            if (c == until && run.first >= page) {
-                return;
-            }
-            discard_run(c->gmem, run, NULL);
-        }
-        if (c == until) {
+    while (next_todo(r, false, &it)) {
+        if (until && it.c == until->c && it.run.first == until->run.first) {
             return;
         }
+        discard_run(it.c->gmem, it.run, NULL);
     }
 }
 
 /* Returns 0; or the error of a listener, and then none has any page of it. */
 static int populate_all(Request *r)
 {
-    unsigned i;
+    TodoIter it = { NULL };
 
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdRun run = before_first_run(c);
+    while (next_todo(r, false, &it)) {
+        int ret = populate_run(it.c->gmem, it.run);
 
-        while (next_run(c, false, &run)) {
-            int ret = populate_run(c->gmem, run);
-
-            if (ret) {
-                discard_all(r, c, run.first);
-                return ret;
-            }
+        if (ret) {
+            discard_all(r, &it);
+            return ret;
         }
     }
     return 0;
@@ -469,34 +469,30 @@ static int populate_all(Request *r)
 /* What is shared in spite of all is told to everybody, whoever fails. */
 static void populate_again(Request *r)
 {
-    unsigned i;
+    TodoIter it = { NULL };
 
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        RamBlockAttributes *attributes = c->gmem->rb->attributes;
-        GuestMemfdRun run = before_first_run(c);
+    while (next_todo(r, false, &it)) {
+        GuestMemfd *gmem = it.c->gmem;
+        RamBlockAttributes *attributes = gmem->rb->attributes;
+        MemoryRegionSection section;
+        RamDiscardListener *rdl;
 
-        while (next_run(c, false, &run)) {
-            MemoryRegionSection section;
-            RamDiscardListener *rdl;
+        bitmap_set(attributes->bitmap, it.run.first,
+                   it.run.end - it.run.first);
+        QLIST_FOREACH(rdl, &attributes->rdl_list, next) {
+            int ret = listens_to(rdl, it.run, &section)
+                      ? rdl->notify_populate(rdl, &section) : 0;
 
-            bitmap_set(attributes->bitmap, run.first, run.end - run.first);
-            QLIST_FOREACH(rdl, &attributes->rdl_list, next) {
-                int ret = listens_to(rdl, run, &section)
-                          ? rdl->notify_populate(rdl, &section) : 0;
-
-                if (ret) {
-                    trace_guest_memfd_convert_unmapped(c->gmem->inode,
-                                                       run.first, run.end,
-                                                       ret);
-                }
-                if (ret && may_complain(c->gmem)) {
-                    error_report("guest_memfd '%s': pages 0x%" PRIx64 " to 0x%"
-                                 PRIx64 " are shared again, but a device "
-                                 "cannot map them: %s",
-                                 memory_region_name(c->gmem->rb->mr),
-                                 run.first, run.end - 1, strerror(-ret));
-                }
+            if (ret) {
+                trace_guest_memfd_convert_unmapped(gmem->inode, it.run.first,
+                                                   it.run.end, ret);
+            }
+            if (ret && may_complain(gmem)) {
+                error_report("guest_memfd '%s': pages 0x%" PRIx64 " to 0x%"
+                             PRIx64 " are shared again, but a device cannot "
+                             "map them: %s",
+                             memory_region_name(gmem->rb->mr), it.run.first,
+                             it.run.end - 1, strerror(-ret));
             }
         }
     }
@@ -515,7 +511,7 @@ static int make_private(Request *r)
 
     {
         BQL_LOCK_GUARD();
-        discard_all(r, NULL, 0);
+        discard_all(r, NULL);
     }
     ret = change_all(r);
     if (ret) {
