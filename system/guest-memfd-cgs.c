@@ -213,6 +213,8 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                    "are there (virtio-mem)", name);
         goto close_both;
     }
+    rb->guest_memfd = fd;
+    rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
     guest_memfd_add(gmem, rb);
 
     /* What is plugged into a guest that runs is private, as its RAM was. */
@@ -223,29 +225,22 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
         if (ret) {
             error_setg_errno(errp, -ret, "Memory '%s' cannot be made private",
                              name);
-            goto remove;
+            guest_memfd_ram_block_release(rb);
+            guest_memfd_remove(gmem);
+            qemu_ram_munmap(rb->fd, rb->host, rb->max_length);
+            close(rb->fd);
+            return false;
         }
     }
-    rb->guest_memfd = fd;
-    rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
     return true;
 
-remove:
-    guest_memfd_remove(gmem);
-    gmem = NULL;
-    ram_block_attributes_destroy(rb->attributes);
-    rb->attributes = NULL;
 close_both:
     close(rb->fd);
-    rb->fd = -1;
 unmap:
     qemu_ram_munmap(fd, rb->host, rb->max_length);
 close:
-    rb->host = NULL;
     close(fd);
-    if (gmem) {
-        guest_memfd_free(gmem);
-    }
+    guest_memfd_free(gmem);
 allow_discard:
     ram_block_coordinated_discard_require(false);
     return false;
