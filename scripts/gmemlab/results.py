@@ -84,6 +84,24 @@ def run(tests):
     return result.counts
 
 
+def relay(command, tell=lambda line: print(line, end='', flush=True)):
+    """Runs a suite, and passes on every line that it prints but summaries.
+
+    Returns [passed, failed, skipped], or None if its last line does not say
+    so; and its exit status.
+    """
+    last = ''
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                          stdin=subprocess.DEVNULL,
+                          errors='replace') as suite:
+        for line in suite.stdout:
+            last = line
+            if not SUMMARY.fullmatch(line):
+                tell(line)
+    summary = SUMMARY.fullmatch(last)
+    return summary and [int(n) for n in summary.groups()], suite.returncode
+
+
 def finish(counts):
     """Prints the last line of a suite.  Returns its exit status."""
     print('{} passed, {} failed, {} skipped'.format(*counts))
