@@ -2,30 +2,37 @@
  * RAM blocks that are a KVM guest_memfd: which pages are private, and how
  * that changes
  *
- * One request at a time.  A request claims its ranges before all else and
- * gives them back at its end.  Nobody else changes the state of a page that
- * is claimed, so requests that have no page in common do not wait for each
- * other, and a request knows what to undo: the pages whose state differed
- * when it began (@todo), and does not any more.
+ * One request at a time.  A request queues up before all else and leaves at
+ * its end; it waits for those before it that have a page in common with it.
+ * So nobody else changes the state of its pages, requests that have no page in
+ * common do not wait for each other, none starves, and a request knows what to
+ * undo: the pages whose state differed when it began (@todo), and does not any
+ * more.
  *
  * Locks.  The BQL is taken before a block's state.lock, and only one such
  * lock is held at a time.  Neither is held while the kernel converts, which
  * may take long; but a BQL that the caller holds stays held.  Such callers
- * are launch and reset, when no vCPU runs.  Who waits for a claim holds
- * neither and has claimed nothing, so there is no circle of waiting.
+ * are launch and reset, when no vCPU runs.  Who waits in the queue holds
+ * neither, and waits only for who came before, so there is no circle.
+ *
+ * Hidden pages.  A page's bit in the bitmap of RamBlockAttributes is set only
+ * while the page is shared and nobody is about to change that: to private, it
+ * is cleared before the kernel is asked; to shared, it is set after the kernel
+ * has answered.  Devices look at it (guest-memfd-access.c).  It is changed
+ * under state.lock, and set under access_lock, too.
  *
  * Discard listeners (VFIO and the like) map pages, which pins them.  No
  * listener maps a page that is private or on its way there:
  *
- * - The bitmap of RamBlockAttributes and the list of listeners are touched
- *   with the BQL held only.  A listener that registers learns from that bitmap
- *   what to map, whether a conversion is under way or not.
- * - A page's bit is set only while the page is shared and nobody is about to
- *   change that: to private, it is cleared before the kernel is asked; to
- *   shared, it is set after the kernel has answered.
+ * - A listener comes, goes and is called with the BQL held, and while a block
+ *   has one, its bits change with the BQL held only.  A listener that comes
+ *   is counted before it learns from the bitmap what to map.  What changes
+ *   from then on waits for the BQL; what has changed is to be seen.
  * - Listeners are told when a bit changes, without giving up the BQL in
- *   between.  So a listener that registers meanwhile either finds the bit as
+ *   between.  So a listener that comes meanwhile either finds the bit as
  *   it will be, or is told.
+ * - Without listeners nobody needs the BQL here, and vCPUs do not wait for
+ *   the main loop.
  *
  * Contents are the kernel's affair.  Nothing is discarded here: one page
  * serves both states, and its memory stays allocated.
@@ -41,6 +48,7 @@
 #include "system/address-spaces.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-compat.h"
+#include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "gmem/trace.h"
 
@@ -51,9 +59,13 @@
  * What holds a page back is mostly gone soon: an access of the guest or of a
  * device.  Up to 60 ms were seen on a busy host.
  */
-#define PATIENCE_US 1000000
+static const GuestMemfdPatience one_second = { .timeout = 1000000 };
+
 #define MIN_DELAY_US 50
 #define MAX_DELAY_US 10000
+
+/* Who waits in the queue looks as often whether it is interrupted. */
+#define QUEUE_MS 10
 
 /* After so many failures, what lies before the busy page goes first. */
 #define FAILURES_BEFORE_SPLIT 3
@@ -69,47 +81,62 @@ typedef struct GuestMemfdRun {
  * @pages: the range
  * @todo: a bit a page of the range; set if its state is to change
  */
-struct GuestMemfdClaim {
+typedef struct GuestMemfdClaim {
     GuestMemfd *gmem;
     GuestMemfdRun pages;
     unsigned long *todo;
-    QTAILQ_ENTRY(GuestMemfdClaim) next;
-};
+} GuestMemfdClaim;
 
 /*
  * Request: what one call of guest_memfd_convert() is about
  * @claims: @n ranges without a page in common, by block and offset
+ * @patience: of the caller
+ * @next: who came later
  */
 typedef struct Request {
     GuestMemfdClaim *claims;
     unsigned n;
     bool to_private;
+    const GuestMemfdPatience *patience;
+    QTAILQ_ENTRY(Request) next;
 } Request;
+
+/* Requests in the order in which they came, and a signal when one leaves. */
+static QTAILQ_HEAD(, Request) queue = QTAILQ_HEAD_INITIALIZER(queue);
+static QemuMutex queue_lock;
+static QemuCond left_queue;
+
+static uint64_t conversions;
 
 /*
  * Patience: how long to wait for pages that somebody holds
+ * @limit: of the request
  * @deadline: when to give up, in microseconds; 0 if nothing failed yet
  * @delay: to wait next time, in microseconds
  * @failures: so far
  *
- * The first two begin anew when some page has been converted: what counts is
- * that nothing goes on.
+ * Deadline and delay begin anew when some page has been converted: what counts
+ * is that nothing goes on.
  */
 typedef struct Patience {
+    const GuestMemfdPatience *limit;
     int64_t deadline;
     unsigned delay;
     unsigned failures;
 } Patience;
 
-#define PATIENCE_INIT { .delay = MIN_DELAY_US }
+static void __attribute__((constructor)) init_queue(void)
+{
+    qemu_mutex_init(&queue_lock);
+    qemu_cond_init(&left_queue);
+}
 
 void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private)
 {
     GuestMemfdState *s = &gmem->state;
 
     qemu_mutex_init(&s->lock);
-    qemu_cond_init(&s->released);
-    QTAILQ_INIT(&s->claims);
+    qemu_spin_init(&s->access_lock);
     s->pages = gmem->rb->max_length / qemu_real_host_page_size();
     if (can_be_private) {
         s->private = bitmap_new(s->pages);
@@ -120,9 +147,8 @@ void guest_memfd_state_destroy(GuestMemfd *gmem)
 {
     GuestMemfdState *s = &gmem->state;
 
-    assert(QTAILQ_EMPTY(&s->claims));
     g_free(s->private);
-    qemu_cond_destroy(&s->released);
+    qemu_spin_destroy(&s->access_lock);
     qemu_mutex_destroy(&s->lock);
 }
 
@@ -173,12 +199,18 @@ uint64_t guest_memfd_private_runs(GuestMemfd *gmem)
     return runs;
 }
 
+uint64_t guest_memfd_conversions(void)
+{
+    return qatomic_read(&conversions);
+}
+
 /* The kernel has changed these pages. */
 static void set_state(GuestMemfd *gmem, GuestMemfdRun run, bool private)
 {
     GuestMemfdState *s = &gmem->state;
     uint64_t count = run.end - run.first;
 
+    qatomic_inc(&conversions);
     QEMU_LOCK_GUARD(&s->lock);
     if (private) {
         bitmap_set(s->private, run.first, count);
@@ -260,29 +292,40 @@ static bool next_todo(const Request *r, bool private, TodoIter *it)
     return true;
 }
 
-/* Waits.  Returns false if @error is final, or if patience is at its end. */
-static bool try_again(Patience *patience, int error)
+static bool is_interrupted(const GuestMemfdPatience *patience)
+{
+    return patience->interrupted && patience->interrupted();
+}
+
+/*
+ * Waits.  Returns 0; or what the request fails with: @error if that is final,
+ * or else -EAGAIN if patience is at its end, -EINTR if it was interrupted.
+ */
+static int try_again(Patience *patience, int error)
 {
     int64_t now;
 
     if (error != -EAGAIN && error != -EINTR) {
-        return false;
+        return error;
+    }
+    if (is_interrupted(patience->limit)) {
+        return -EINTR;
     }
     now = g_get_monotonic_time();
     if (!patience->deadline) {
-        patience->deadline = now + PATIENCE_US;
+        patience->deadline = now + patience->limit->timeout;
     }
     /* A call may take longer than that; then what is free has to go first. */
     if (now >= patience->deadline &&
         patience->failures >= FAILURES_BEFORE_SPLIT) {
-        return false;
+        return -EAGAIN;
     }
     patience->failures++;
     if (error == -EAGAIN) {
         g_usleep(MAX(0, MIN(patience->delay, patience->deadline - now)));
         patience->delay = MIN(2 * patience->delay, MAX_DELAY_US);
     }
-    return true;
+    return 0;
 }
 
 /*
@@ -312,9 +355,11 @@ static int change_run(GuestMemfd *gmem, GuestMemfdRun run, bool private,
         if (ret == -EAGAIN) {
             WITH_QEMU_LOCK_GUARD(&gmem->state.lock) {
                 gmem->state.busy++;
+                gmem->state.busy_page = busy / page_size;
             }
         }
-        if (!try_again(patience, ret)) {
+        ret = try_again(patience, ret);
+        if (ret) {
             return ret;
         }
         busy /= page_size;
@@ -329,7 +374,7 @@ static int change_run(GuestMemfd *gmem, GuestMemfdRun run, bool private,
 /* Convert what is to do, up to the first error. */
 static int change_all(Request *r)
 {
-    Patience patience = PATIENCE_INIT;
+    Patience patience = { .limit = r->patience, .delay = MIN_DELAY_US };
     TodoIter it = { NULL };
     int ret = 0;
 
@@ -357,7 +402,7 @@ static bool may_complain(GuestMemfd *gmem)
  */
 static void change_back(Request *r)
 {
-    Patience patience = PATIENCE_INIT;
+    Patience patience = { .limit = &one_second, .delay = MIN_DELAY_US };
     TodoIter it = { NULL };
 
     while (next_todo(r, r->to_private, &it)) {
@@ -380,6 +425,59 @@ static void change_back(Request *r)
     }
 }
 
+/* From now on nobody but the guest has any business there. */
+static void hide(GuestMemfd *gmem, GuestMemfdRun run)
+{
+    bitmap_test_and_clear_atomic(gmem->rb->attributes->bitmap, run.first,
+                                 run.end - run.first);
+}
+
+/* Devices find the page, and not what covers it, from when the bit is set. */
+static void show(GuestMemfd *gmem, GuestMemfdRun run)
+{
+    GuestMemfdState *s = &gmem->state;
+
+    qemu_spin_lock(&s->access_lock);
+    if (s->covered_pages) {
+        guest_memfd_uncover(gmem, run.first, run.end);
+    }
+    bitmap_set_atomic(gmem->rb->attributes->bitmap, run.first,
+                      run.end - run.first);
+    qemu_spin_unlock(&s->access_lock);
+}
+
+void guest_memfd_listen(RAMBlock *rb, bool comes)
+{
+    GuestMemfd *gmem = rb->gmem;
+
+    if (gmem) {
+        QEMU_LOCK_GUARD(&gmem->state.lock);
+        gmem->state.listeners += comes ? 1 : -1;
+    }
+}
+
+/* Change the bits of a run if there is nobody to be told of it. */
+static bool change_untold(GuestMemfd *gmem, GuestMemfdRun run,
+                          void (*change)(GuestMemfd *, GuestMemfdRun))
+{
+    GuestMemfdState *s = &gmem->state;
+
+    QEMU_LOCK_GUARD(&s->lock);
+    if (s->listeners) {
+        return false;
+    }
+    change(gmem, run);
+    return true;
+}
+
+/* The same with the BQL held, and listeners will be told. */
+static void change_told(GuestMemfd *gmem, GuestMemfdRun run,
+                        void (*change)(GuestMemfd *, GuestMemfdRun))
+{
+    QEMU_LOCK_GUARD(&gmem->state.lock);
+    change(gmem, run);
+}
+
 /* Sets @section to what a listener has registered of a run; false: nothing. */
 static bool listens_to(const RamDiscardListener *rdl, GuestMemfdRun run,
                        MemoryRegionSection *section)
@@ -397,12 +495,15 @@ static bool listens_to(const RamDiscardListener *rdl, GuestMemfdRun run,
 static void discard_run(GuestMemfd *gmem, GuestMemfdRun run,
                         const RamDiscardListener *until)
 {
-    RamBlockAttributes *attributes = gmem->rb->attributes;
     MemoryRegionSection section;
     RamDiscardListener *rdl;
 
-    bitmap_clear(attributes->bitmap, run.first, run.end - run.first);
-    QLIST_FOREACH(rdl, &attributes->rdl_list, next) {
+    if (change_untold(gmem, run, hide)) {
+        return;
+    }
+    BQL_LOCK_GUARD();
+    change_told(gmem, run, hide);
+    QLIST_FOREACH(rdl, &gmem->rb->attributes->rdl_list, next) {
         if (rdl == until) {
             break;
         }
@@ -412,30 +513,36 @@ static void discard_run(GuestMemfd *gmem, GuestMemfdRun run,
     }
 }
 
-/* Returns 0; or the error of a listener, and then no listener has the run. */
-static int populate_run(GuestMemfd *gmem, GuestMemfdRun run)
+/*
+ * Tell the listeners.  Returns 0; or the error of one of them.  Then no
+ * listener has the run; or if @all is set, all have it that would.
+ */
+static int populate_run(GuestMemfd *gmem, GuestMemfdRun run, bool all)
 {
-    RamBlockAttributes *attributes = gmem->rb->attributes;
     MemoryRegionSection section;
     RamDiscardListener *rdl;
+    int first_error = 0;
 
-    bitmap_set(attributes->bitmap, run.first, run.end - run.first);
-    QLIST_FOREACH(rdl, &attributes->rdl_list, next) {
-        if (listens_to(rdl, run, &section)) {
-            int ret = rdl->notify_populate(rdl, &section);
-
-            if (ret) {
-                discard_run(gmem, run, rdl);
-                return ret;
-            }
-        }
+    if (change_untold(gmem, run, show)) {
+        return 0;
     }
-    return 0;
+    BQL_LOCK_GUARD();
+    change_told(gmem, run, show);
+    QLIST_FOREACH(rdl, &gmem->rb->attributes->rdl_list, next) {
+        int ret = listens_to(rdl, run, &section)
+                  ? rdl->notify_populate(rdl, &section) : 0;
+
+        if (ret && !all) {
+            discard_run(gmem, run, rdl);
+            return ret;
+        }
+        first_error = first_error ?: ret;
+    }
+    return first_error;
 }
 
 /*
- * Tell listeners that shared pages of the request will go.  Called with the
- * BQL held, as are the next two.
+ * Shared pages of the request will go.
  * @until: stop at this run; NULL for all of the request
  */
 static void discard_all(Request *r, const TodoIter *until)
@@ -456,7 +563,7 @@ static int populate_all(Request *r)
     TodoIter it = { NULL };
 
     while (next_todo(r, false, &it)) {
-        int ret = populate_run(it.c->gmem, it.run);
+        int ret = populate_run(it.c->gmem, it.run, false);
 
         if (ret) {
             discard_all(r, &it);
@@ -473,27 +580,18 @@ static void populate_again(Request *r)
 
     while (next_todo(r, false, &it)) {
         GuestMemfd *gmem = it.c->gmem;
-        RamBlockAttributes *attributes = gmem->rb->attributes;
-        MemoryRegionSection section;
-        RamDiscardListener *rdl;
+        int ret = populate_run(gmem, it.run, true);
 
-        bitmap_set(attributes->bitmap, it.run.first,
-                   it.run.end - it.run.first);
-        QLIST_FOREACH(rdl, &attributes->rdl_list, next) {
-            int ret = listens_to(rdl, it.run, &section)
-                      ? rdl->notify_populate(rdl, &section) : 0;
-
-            if (ret) {
-                trace_guest_memfd_convert_unmapped(gmem->inode, it.run.first,
-                                                   it.run.end, ret);
-            }
-            if (ret && may_complain(gmem)) {
-                error_report("guest_memfd '%s': pages 0x%" PRIx64 " to 0x%"
-                             PRIx64 " are shared again, but a device cannot "
-                             "map them: %s",
-                             memory_region_name(gmem->rb->mr), it.run.first,
-                             it.run.end - 1, strerror(-ret));
-            }
+        if (ret) {
+            trace_guest_memfd_convert_unmapped(gmem->inode, it.run.first,
+                                               it.run.end, ret);
+        }
+        if (ret && may_complain(gmem)) {
+            error_report("guest_memfd '%s': pages 0x%" PRIx64 " to 0x%"
+                         PRIx64 " are shared again, but a device cannot "
+                         "map them: %s",
+                         memory_region_name(gmem->rb->mr), it.run.first,
+                         it.run.end - 1, strerror(-ret));
         }
     }
 }
@@ -501,7 +599,6 @@ static void populate_again(Request *r)
 static void undo(Request *r)
 {
     change_back(r);
-    BQL_LOCK_GUARD();
     populate_again(r);
 }
 
@@ -509,10 +606,7 @@ static int make_private(Request *r)
 {
     int ret;
 
-    {
-        BQL_LOCK_GUARD();
-        discard_all(r, NULL);
-    }
+    discard_all(r, NULL);
     ret = change_all(r);
     if (ret) {
         undo(r);
@@ -522,98 +616,103 @@ static int make_private(Request *r)
 
 static int make_shared(Request *r)
 {
-    int ret = change_all(r);
+    int ret = change_all(r) ?: populate_all(r);
 
-    if (!ret) {
-        BQL_LOCK_GUARD();
-        ret = populate_all(r);
-    }
     if (ret) {
         undo(r);
     }
     return ret;
 }
 
-static bool is_claimed(GuestMemfd *gmem, GuestMemfdRun pages)
+static int compare_claims(const void *a, const void *b)
 {
-    GuestMemfdClaim *c;
+    const GuestMemfdClaim *x = a, *y = b;
 
-    QTAILQ_FOREACH(c, &gmem->state.claims, next) {
-        if (c->pages.first < pages.end && pages.first < c->pages.end) {
+    if (x->gmem != y->gmem) {
+        return (uintptr_t)x->gmem < (uintptr_t)y->gmem ? -1 : 1;
+    }
+    return x->pages.first < y->pages.first ? -1
+         : x->pages.first > y->pages.first;
+}
+
+/* Have two requests a page in common?  Their claims are in the same order. */
+static bool overlap(const Request *a, const Request *b)
+{
+    unsigned i = 0, j = 0;
+
+    while (i < a->n && j < b->n) {
+        const GuestMemfdClaim *x = &a->claims[i], *y = &b->claims[j];
+
+        if (x->gmem == y->gmem && x->pages.first < y->pages.end &&
+            y->pages.first < x->pages.end) {
+            return true;
+        }
+        if (compare_claims(x, y) < 0) {
+            i++;
+        } else {
+            j++;
+        }
+    }
+    return false;
+}
+
+static bool must_wait(const Request *r)
+{
+    const Request *before;
+
+    for (before = QTAILQ_FIRST(&queue); before != r;
+         before = QTAILQ_NEXT(before, next)) {
+        if (overlap(before, r)) {
             return true;
         }
     }
     return false;
 }
 
-/* Give back the first @n claims. */
-static void release(Request *r, unsigned n)
+static void leave(Request *r)
 {
-    unsigned i;
-
-    for (i = 0; i < n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdState *s = &c->gmem->state;
-
-        QEMU_LOCK_GUARD(&s->lock);
-        QTAILQ_REMOVE(&s->claims, c, next);
-        qemu_cond_broadcast(&s->released);
-    }
+    QEMU_LOCK_GUARD(&queue_lock);
+    QTAILQ_REMOVE(&queue, r, next);
+    qemu_cond_broadcast(&left_queue);
 }
 
-/* Claim as many as can be had.  Returns how many. */
-static unsigned try_claim(Request *r)
+/*
+ * Queue up, and wait for one's turn without the BQL.
+ * Returns 0; or -EINTR, and has left again.
+ */
+static int queue_up(Request *r)
 {
-    unsigned i;
-
-    for (i = 0; i < r->n; i++) {
-        GuestMemfdClaim *c = &r->claims[i];
-        GuestMemfdState *s = &c->gmem->state;
-
-        QEMU_LOCK_GUARD(&s->lock);
-        if (is_claimed(c->gmem, c->pages)) {
-            break;
-        }
-        QTAILQ_INSERT_TAIL(&s->claims, c, next);
-    }
-    return i;
-}
-
-/* Wait until nobody claims any of these pages, without the BQL. */
-static void wait_until_released(GuestMemfd *gmem, GuestMemfdRun pages)
-{
-    GuestMemfdState *s = &gmem->state;
     bool had_bql = bql_locked();
+    bool wait, interrupted = false;
 
+    WITH_QEMU_LOCK_GUARD(&queue_lock) {
+        QTAILQ_INSERT_TAIL(&queue, r, next);
+        wait = must_wait(r);
+    }
+    if (!wait) {
+        return 0;
+    }
+
+    trace_guest_memfd_convert_wait(r->claims->gmem->inode,
+                                   r->claims->pages.first,
+                                   r->claims->pages.end);
     if (had_bql) {
         bql_unlock();
     }
-    WITH_QEMU_LOCK_GUARD(&s->lock) {
-        while (is_claimed(gmem, pages)) {
-            qemu_cond_wait(&s->released, &s->lock);
+    WITH_QEMU_LOCK_GUARD(&queue_lock) {
+        while (must_wait(r) && !interrupted) {
+            qemu_cond_timedwait(&left_queue, &queue_lock, QUEUE_MS);
+            interrupted = is_interrupted(r->patience);
         }
     }
     if (had_bql) {
         bql_lock();
     }
-}
-
-/*
- * Claim all of it.  Who cannot have all gives back what he has and waits for
- * the one that he lacks; then he is in nobody's way.
- */
-static void claim(Request *r)
-{
-    unsigned n;
-
-    while ((n = try_claim(r)) < r->n) {
-        GuestMemfdClaim *c = &r->claims[n];
-
-        release(r, n);
-        trace_guest_memfd_convert_wait(c->gmem->inode, c->pages.first,
-                                       c->pages.end);
-        wait_until_released(c->gmem, c->pages);
+    if (interrupted) {
+        leave(r);
+        return -EINTR;
     }
+    return 0;
 }
 
 /*
@@ -648,17 +747,6 @@ static int find_todo(Request *r, bool *any)
         *any |= !bitmap_empty(c->todo, pages);
     }
     return 0;
-}
-
-static int compare_claims(const void *a, const void *b)
-{
-    const GuestMemfdClaim *x = a, *y = b;
-
-    if (x->gmem != y->gmem) {
-        return (uintptr_t)x->gmem < (uintptr_t)y->gmem ? -1 : 1;
-    }
-    return x->pages.first < y->pages.first ? -1
-         : x->pages.first > y->pages.first;
 }
 
 /* Sort the claims, and merge those that overlap or meet. */
@@ -705,11 +793,15 @@ static int add_range(Request *r, const GuestMemfdRange *range)
     return 0;
 }
 
-int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
-                        bool to_private)
+static int convert(const GuestMemfdRange *ranges, unsigned n, bool to_private,
+                   const GuestMemfdPatience *patience)
 {
     g_autofree GuestMemfdClaim *claims = g_new0(GuestMemfdClaim, n);
-    Request r = { .claims = claims, .to_private = to_private };
+    Request r = {
+        .claims = claims,
+        .to_private = to_private,
+        .patience = patience,
+    };
     unsigned i;
     bool any;
     int ret;
@@ -725,12 +817,15 @@ int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
     }
     normalise(&r);
 
-    claim(&r);
+    ret = queue_up(&r);
+    if (ret) {
+        return ret;
+    }
     ret = find_todo(&r, &any);
     if (!ret && any) {
         ret = to_private ? make_private(&r) : make_shared(&r);
     }
-    release(&r, r.n);
+    leave(&r);
     trace_guest_memfd_convert(r.n, to_private, any, ret);
 
     for (i = 0; i < r.n; i++) {
@@ -739,18 +834,44 @@ int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
     return ret;
 }
 
+int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
+                        bool to_private)
+{
+    return convert(ranges, n, to_private, &one_second);
+}
+
+/*
+ * GpaRange: a part of a range of guest physical addresses
+ * @range: what it is in a block; without @range.gmem if that is no block of
+ *         ours, but has private memory beside its own
+ * @gpa: bytes
+ */
+typedef struct GpaRange {
+    GuestMemfdRange range;
+    RAMBlock *rb;
+    hwaddr gpa;
+} GpaRange;
+
 /*
  * GpaRequest: a range of guest physical addresses
  * @next, @end: what is not yet resolved; bytes
  * @gap: something in there has no state
- * @ranges: what has one
+ * @ranges: what has one, of type GpaRange
+ * @view: keeps its regions alive, and these their blocks
  */
 typedef struct GpaRequest {
     hwaddr next;
     hwaddr end;
     bool gap;
     GArray *ranges;
+    FlatView *view;
 } GpaRequest;
+
+static bool has_state(const RAMBlock *rb)
+{
+    return rb && (guest_memfd_in_place() ? rb->gmem && rb->gmem->state.private
+                                         : rb->guest_memfd >= 0);
+}
 
 /*
  * A flatview_cb.  KVM has memory at whole pages only; what is left at the
@@ -763,7 +884,6 @@ static bool resolve(Int128 start, Int128 len, const MemoryRegion *mr,
     const uint64_t page_size = qemu_real_host_page_size();
     hwaddr region = int128_get64(start);
     hwaddr first, end;
-    GuestMemfd *gmem;
 
     if (region >= g->end) {
         return true;
@@ -772,53 +892,173 @@ static bool resolve(Int128 start, Int128 len, const MemoryRegion *mr,
                                   int128_make64(g->end)));
     first = ROUND_UP(MAX(region, g->next), page_size);
     end = ROUND_DOWN(end, page_size);
-    gmem = mr->ram_block ? guest_memfd_from_host(mr->ram_block->host) : NULL;
-    if (first < end && gmem && gmem->state.private) {
-        GuestMemfdRange range = { gmem, offset + (first - region),
-                                  end - first };
+    offset += first - region;
+    if (first < end && offset % page_size == 0 && has_state(mr->ram_block)) {
+        GpaRange part = {
+            .range = { mr->ram_block->gmem, offset, end - first },
+            .rb = mr->ram_block,
+            .gpa = first,
+        };
 
-        if (range.offset % page_size == 0) {
-            g->gap |= first > g->next;
-            g->next = end;
-            g_array_append_val(g->ranges, range);
-        }
+        g->gap |= first > g->next;
+        g->next = end;
+        g_array_append_val(g->ranges, part);
     }
     return false;
 }
 
-int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private)
+static void forget(GpaRequest *g)
+{
+    g_array_free(g->ranges, true);
+    flatview_unref(g->view);
+}
+
+/* Resolve the whole range.  Returns 0, and @g is to be forgotten; or -EINVAL */
+static int resolve_all(GpaRequest *g, hwaddr gpa, hwaddr size, bool private)
 {
     const uint64_t page_size = qemu_real_host_page_size();
-    GpaRequest g = { .next = gpa, .end = gpa + size };
-    FlatView *view;
-    int ret;
 
-    if (!size || gpa % page_size || size % page_size || g.end < gpa) {
+    if (!size || gpa % page_size || size % page_size || gpa + size < gpa) {
         return -EINVAL;
     }
 
-    /*
-     * The view keeps its regions alive, and these their blocks.  Memory that
-     * is unplugged meanwhile is converted like any other.
-     */
-    view = address_space_get_flatview(&address_space_memory);
-    g.ranges = g_array_new(false, false, sizeof(GuestMemfdRange));
-    flatview_for_each_range(view, resolve, &g);
-    g.gap |= g.next < g.end;
+    *g = (GpaRequest) { .next = gpa, .end = gpa + size };
+    g->view = address_space_get_flatview(&address_space_memory);
+    g->ranges = g_array_new(false, false, sizeof(GpaRange));
+    flatview_for_each_range(g->view, resolve, g);
+    g->gap |= g->next < g->end;
 
-    if (g.gap && to_private) {
-        ret = -EINVAL;
-    } else {
-        ret = guest_memfd_convert((GuestMemfdRange *)g.ranges->data,
-                                  g.ranges->len, to_private);
+    if (g->gap && private) {
+        forget(g);
+        return -EINVAL;
     }
-    trace_guest_memfd_convert_gpa(gpa, size, to_private, g.ranges->len, ret);
+    return 0;
+}
+
+static int convert_in_place(const GpaRequest *g, bool to_private,
+                            const GuestMemfdPatience *patience)
+{
+    g_autofree GuestMemfdRange *ranges = g_new(GuestMemfdRange, g->ranges->len);
+    unsigned i;
+
+    /* Memory that is unplugged meanwhile is converted like any other. */
+    for (i = 0; i < g->ranges->len; i++) {
+        ranges[i] = g_array_index(g->ranges, GpaRange, i).range;
+    }
+    return convert(ranges, i, to_private, patience ?: &one_second);
+}
+
+/*
+ * Private memory is separate: QEMU converts, and discards what is not needed
+ * any more.  It looks at one region at a time, and at nobody else who may be
+ * doing the same; listeners want the BQL, too.
+ */
+static int convert_separate(const GpaRequest *g, bool to_private)
+{
+    unsigned i;
+    int ret = 0;
+
+    BQL_LOCK_GUARD();
+    for (i = 0; i < g->ranges->len && !ret; i++) {
+        const GpaRange *part = &g_array_index(g->ranges, GpaRange, i);
+
+        ret = kvm_convert_memory(part->gpa, part->range.size, to_private);
+        qatomic_inc(&conversions);
+    }
     if (ret) {
-        error_report("cannot convert 0x%" HWADDR_PRIx " bytes at gpa 0x%"
-                     HWADDR_PRIx " to %s: %s", size, gpa,
-                     to_private ? "private" : "shared", strerror(-ret));
+        while (i--) {
+            const GpaRange *part = &g_array_index(g->ranges, GpaRange, i);
+
+            kvm_convert_memory(part->gpa, part->range.size, !to_private);
+        }
     }
-    g_array_free(g.ranges, true);
-    flatview_unref(view);
     return ret;
+}
+
+int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private,
+                            const GuestMemfdPatience *patience)
+{
+    GpaRequest g;
+    unsigned n = 0;
+    int ret = resolve_all(&g, gpa, size, to_private);
+
+    if (!ret) {
+        n = g.ranges->len;
+        ret = guest_memfd_in_place()
+              ? convert_in_place(&g, to_private, patience)
+              : convert_separate(&g, to_private);
+        forget(&g);
+    }
+    trace_guest_memfd_convert_gpa(gpa, size, to_private, n, ret);
+    return ret;
+}
+
+static bool differs(const GpaRange *part, bool private)
+{
+    const uint64_t page_size = qemu_real_host_page_size();
+    GuestMemfd *gmem = part->range.gmem;
+    uint64_t page = part->range.offset / page_size;
+    uint64_t end = page + part->range.size / page_size;
+
+    if (!gmem) {
+        const unsigned long *shared = part->rb->attributes->bitmap;
+
+        BQL_LOCK_GUARD();
+        return (private ? find_next_bit(shared, end, page)
+                        : find_next_zero_bit(shared, end, page)) < end;
+    }
+    while (page < end) {
+        uint64_t stop = MIN(end, page + PAGES_AT_A_TIME);
+
+        QEMU_LOCK_GUARD(&gmem->state.lock);
+        if ((private ? find_next_zero_bit(gmem->state.private, stop, page)
+                     : find_next_bit(gmem->state.private, stop, page)) <
+            stop) {
+            return true;
+        }
+        page = stop;
+    }
+    return false;
+}
+
+int guest_memfd_gpa_differs(hwaddr gpa, hwaddr size, bool private)
+{
+    GpaRequest g;
+    unsigned i;
+    int ret = resolve_all(&g, gpa, size, private);
+
+    if (!ret) {
+        for (i = 0; i < g.ranges->len && !ret; i++) {
+            ret = differs(&g_array_index(g.ranges, GpaRange, i), private);
+        }
+        forget(&g);
+    }
+    return ret;
+}
+
+char *guest_memfd_busy_page(hwaddr gpa, hwaddr size)
+{
+    const uint64_t page_size = qemu_real_host_page_size();
+    char *text = NULL;
+    GpaRequest g;
+    unsigned i;
+
+    if (!guest_memfd_in_place() || resolve_all(&g, gpa, size, true) < 0) {
+        return NULL;
+    }
+    for (i = 0; i < g.ranges->len && !text; i++) {
+        GuestMemfdRange *r = &g_array_index(g.ranges, GpaRange, i).range;
+        uint64_t offset;
+
+        WITH_QEMU_LOCK_GUARD(&r->gmem->state.lock) {
+            offset = r->gmem->state.busy_page * page_size;
+        }
+        if (offset - r->offset < r->size) {
+            text = g_strdup_printf("page at offset 0x%" PRIx64 " of '%s'",
+                                   offset,
+                                   memory_region_name(r->gmem->rb->mr));
+        }
+    }
+    forget(&g);
+    return text;
 }

@@ -6,6 +6,7 @@
 #include "qemu/osdep.h"
 #include <sys/syscall.h>
 #include "exec/ramlist.h"
+#include "hw/boards.h"
 #include "qapi/error.h"
 #include "qemu/rcu_queue.h"
 #include "qemu/units.h"
@@ -141,16 +142,31 @@ free:
     return NULL;
 }
 
+/* As QEMU decides it for RAM of the machine, and of a backend. */
+static bool is_dumped(RAMBlock *rb)
+{
+    Object *owner = memory_region_owner(rb->mr);
+
+    owner = owner ? object_dynamic_cast(owner, TYPE_MEMORY_BACKEND) : NULL;
+    return owner ? MEMORY_BACKEND(owner)->dump
+                 : machine_dump_guest_core(current_machine);
+}
+
 void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb)
 {
     gmem->rb = rb;
     gmem->host = rb->host;
     gmem->size = rb->max_length;
+    gmem->dump = is_dumped(rb);
     guest_memfd_state_init(gmem, gmem->can_be_private);
+    rb->gmem = gmem;
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
                                gmem->inode, rb->host);
     QTAILQ_INSERT_TAIL_RCU(&guest_memfds, gmem, next);
+    if (gmem->can_be_private) {
+        guest_memfd_access_init();
+    }
 }
 
 bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,

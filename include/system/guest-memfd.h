@@ -75,37 +75,60 @@ typedef struct GuestMemfdRange {
     uint64_t size;
 } GuestMemfdRange;
 
-/* A conversion that is under way; see guest-memfd-convert.c. */
-typedef struct GuestMemfdClaim GuestMemfdClaim;
+/**
+ * GuestMemfdPatience: how long a conversion may take
+ * @timeout: microseconds without progress, after which it fails
+ * @interrupted: asked now and then; true ends the conversion.  NULL: never
+ */
+typedef struct GuestMemfdPatience {
+    int64_t timeout;
+    bool (*interrupted)(void);
+} GuestMemfdPatience;
+
+/* Pages of a block that may be covered; see guest-memfd-access.c. */
+#define GUEST_MEMFD_COVERED 1024
 
 /**
  * GuestMemfdState: which pages of a block are private
- * @lock: protects all else; innermost, held for a short time only
- * @released: signalled when a claim goes
+ * @lock: protects what is not said to have another; held for a short time only
  * @private: a bit a host page, from the block's first; NULL if the VM has no
  *           private memory
  * @pages: how many host pages there are
  * @private_pages: how many of them are private
- * @claims: conversions under way
+ * @listeners: discard listeners of the block
  * @to_private, @to_shared: pages that were converted so far
  * @busy: answers of EAGAIN so far
+ * @busy_page: the page that was busy last
  * @complained: somebody was told that a failed conversion was not undone; not
  *              again, because a guest may be able to bring that about
+ * @denied: accesses that led to a hidden page; atomic
+ * @access_lock: protects the rest; innermost
+ * @covered: pages that a page of zeros is mapped over, @covered_pages of them
+ * @touched: how often a page was covered so far
+ * @last_touched: the last one
+ * @told: as @touched was when the user was told; main loop only
  *
  * The kernel cannot be asked, so this is the truth about page state.  Only
  * guest-memfd-convert.c changes it.
  */
 typedef struct GuestMemfdState {
     QemuMutex lock;
-    QemuCond released;
     unsigned long *private;
     uint64_t pages;
     uint64_t private_pages;
-    QTAILQ_HEAD(, GuestMemfdClaim) claims;
+    unsigned listeners;
     uint64_t to_private;
     uint64_t to_shared;
     uint64_t busy;
+    uint64_t busy_page;
     bool complained;
+    uint64_t denied;
+    QemuSpin access_lock;
+    unsigned covered_pages;
+    uint64_t covered[GUEST_MEMFD_COVERED];
+    uint64_t touched;
+    uint64_t last_touched;
+    uint64_t told;
 } GuestMemfdState;
 
 /**
@@ -119,6 +142,7 @@ typedef struct GuestMemfdState {
  * @plain: slots created plain so far
  * @replaced: slots replaced under a running VM so far
  * @can_be_private: its pages can be converted
+ * @dump: it shall be part of QEMU's core dumps
  * @blocker: of migration, all of it or CPR only
  *
  * Lives as long as its RAM block and a grace period of RCU, so who holds a
@@ -136,6 +160,7 @@ struct GuestMemfd {
     uint64_t plain;
     uint64_t replaced;
     bool can_be_private;
+    bool dump;
     Error *blocker;
     QTAILQ_ENTRY(GuestMemfd) next;
 };
@@ -310,12 +335,47 @@ int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
 /**
  * guest_memfd_convert_gpa: the same for guest physical addresses
  * @gpa, @size: bytes
+ * @patience: NULL for that of guest_memfd_convert()
  *
  * Where there is no memory, "shared" is what it is, so that is no error.
- * Returns: as above; -EINVAL if the range is empty, not aligned to pages,
- * wraps around, or if something in there cannot be private.
+ * Where private memory is separate, QEMU converts it, with the BQL held.
+ * Returns: as above; -EINTR if it was interrupted; -EINVAL if the range is
+ * empty, not aligned to pages, wraps around, or if something in there cannot
+ * be private.
  */
-int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private);
+int guest_memfd_convert_gpa(hwaddr gpa, hwaddr size, bool to_private,
+                            const GuestMemfdPatience *patience);
+
+/**
+ * guest_memfd_gpa_differs: is there a page in another state than that?
+ * @gpa, @size: bytes
+ *
+ * Where there is no memory, "shared" is what it is.  Needs no lock.
+ * Returns: 0 or 1, or -EINVAL as above.
+ */
+int guest_memfd_gpa_differs(hwaddr gpa, hwaddr size, bool private);
+
+/**
+ * guest_memfd_busy_page: which page of a range was busy last
+ * @gpa, @size: bytes, that were to become private
+ *
+ * Returns: text for a message, which the caller owns; NULL if none was.
+ */
+char *guest_memfd_busy_page(hwaddr gpa, hwaddr size);
+
+/**
+ * guest_memfd_conversions: conversions that changed a page so far, of any
+ * block.  Needs no lock.
+ */
+uint64_t guest_memfd_conversions(void);
+
+/**
+ * guest_memfd_listen: a discard listener comes or goes
+ * @rb: the block; may have separate private memory
+ *
+ * Before it looks at the block's bitmap, and after it has last done so.
+ */
+void guest_memfd_listen(RAMBlock *rb, bool comes);
 
 /**
  * guest_memfd_any_private: is one of these pages private?
@@ -329,6 +389,19 @@ bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size);
  * guest_memfd_private_runs: how many runs of private pages there are
  */
 uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
+
+/* system/guest-memfd-access.c; see also guest-memfd-access.h */
+
+/** guest_memfd_access_init: there is a block with pages that can be private. */
+void guest_memfd_access_init(void);
+
+/**
+ * guest_memfd_uncover: map the file again where pages are covered
+ * @first, @end: pages, which are shared
+ *
+ * access_lock is held.
+ */
+void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end);
 
 /* system/guest-memfd-cgs.c: what is asked for, and what shall be done */
 
@@ -498,6 +571,50 @@ bool kvm_guest_memfd_set_region(struct KVMMemoryListener *kml,
  * @kml: its memory transaction has just been carried out; slots lock held
  */
 void kvm_guest_memfd_commit(struct KVMMemoryListener *kml);
+
+/* accel/kvm/guest-memfd-exit.c: what a vCPU leaves KVM for */
+
+struct kvm_run;
+
+/**
+ * kvm_guest_memfd_hypercall: serve a hypercall of a guest
+ * @run: of @cpu, which left with KVM_EXIT_HYPERCALL
+ * @ret: set to what to do with the vCPU; 0: run it
+ *
+ * All of these are called by the vCPU's thread, without the BQL.
+ * Returns: false if it is none of ours.
+ */
+bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret);
+
+/**
+ * kvm_guest_memfd_resume: go on with a hypercall that was interrupted
+ *
+ * Before @cpu enters KVM.
+ * Returns: false; or true if it was interrupted again, or is given up, with
+ * @ret as above.
+ */
+bool kvm_guest_memfd_resume(CPUState *cpu, struct kvm_run *run, int *ret);
+
+/**
+ * kvm_guest_memfd_memory_fault: serve a KVM_EXIT_MEMORY_FAULT
+ *
+ * Returns: what to do with the vCPU; 0: run it; less: it cannot go on, and
+ * somebody was told why.
+ */
+int kvm_guest_memfd_memory_fault(CPUState *cpu, struct kvm_run *run);
+
+/**
+ * kvm_guest_memfd_retry: may KVM_RUN be tried again?
+ * @error: what it failed with, -errno
+ */
+bool kvm_guest_memfd_retry(CPUState *cpu, struct kvm_run *run, int error);
+
+/**
+ * kvm_guest_memfd_is_mmio: is a KVM_EXIT_MMIO one?
+ *
+ * Returns: false if it is about private memory; somebody was told.
+ */
+bool kvm_guest_memfd_is_mmio(struct kvm_run *run);
 
 /* backends/hostmem-guest-memfd.c */
 

@@ -268,6 +268,8 @@ static void sw_protected_guest_init(Object *obj)
 
     cgs->require_guest_memfd = true;
     cgs->starts_shared = true;
+    cgs->takes_any_state = true;
+    cgs->retries = true;
 }
 
 static void sw_protected_guest_finalize(Object *obj)

@@ -106,32 +106,37 @@ class Done(ConversionTest):
             shutdown''', 'fault KVM_PRE_FAULT_MEMORY errno=ENOMEM')
 
 
-class Stopped(ConversionTest):
-    """Any failure stops the guest, which is not told of it."""
+class Refused(ConversionTest):
+    """A request that fails is answered so, and the guest runs on."""
 
     def check(self, line, config=''):
         with self.subTest(line=line, config=config):
-            sim = self.start(f'{self.config}{config}\nvcpu 0\n{line}\n'
-                             'print told', **self.guest)
-            wait_for('the guest to stop', lambda: sim.cmd(
-                'query-status')['status'] == 'internal-error', sim)
-            self.quit(sim)
-            self.assertEqual(sim.output(), '')
+            sim = self.run_guest(f'vcpu 0\n{line}\nprint told\nshutdown',
+                                 config)
+            self.assertEqual(sim.output(), 'told\n')
             return sim
 
     def test_requests_that_make_no_sense(self):
-        for line in ('map-gpa 0x100800 1 shared', 'map-gpa 0x100000 0 shared',
-                     'map-gpa 0xfec00000 1 private',
-                     'map-gpa 0xc0000000 1 private',
-                     'fault 0xc0000000 0x1000 private',
+        for line in ('map-gpa 0x100800 1 shared ret=EINVAL',
+                     'map-gpa 0x100000 0 shared ret=EINVAL',
+                     'map-gpa 0xfec00000 1 private ret=EINVAL',
+                     'map-gpa 0xc0000000 1 private ret=EINVAL',
+                     'map-gpa 0xffff000 2 private ret=EINVAL',
                      'map-gpa 0xffff000 2 shared'):
             self.check(line)
 
+    def test_memory_that_cannot_be_private_stops_it(self):
+        sim = self.start(f'{self.config}vcpu 0\n'
+                         'fault 0xc0000000 0x1000 private', **self.guest)
+        wait_for('the guest to stop', lambda: sim.cmd(
+            'query-status')['status'] == 'internal-error', sim)
+
     def test_calls_that_fail(self):
         before = len(self.run_guest('vcpu 0\nshutdown').model.log(SET))
-        for plan in f'{SET} errno=ENOMEM at={before + 1}', \
-                    'fallocate errno=EIO':
-            sim = self.check('map-gpa 0x100000 16 shared', 'fault ' + plan)
+        for plan, ret in ((f'{SET} errno=ENOMEM at={before + 1}', 'EAGAIN'),
+                          ('fallocate errno=EIO', 'EINVAL')):
+            sim = self.check(f'map-gpa 0x100000 16 shared ret={ret}',
+                             'fault ' + plan)
             self.assertEqual(sim.report['faults-injected'], 1)
             call = plan.split()[0]
             self.assertEqual(sim.model.log(call)[-1]['ret'], -getattr(

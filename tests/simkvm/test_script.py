@@ -185,7 +185,7 @@ class Guest(SimTest):
         wait_for('the guest to stop', lambda: sim.cmd(
             'query-status')['status'] == 'internal-error', sim)
         self.quit(sim)
-        self.assertIn('(0x100000 ,+ 0x1000) to private', sim.get_log())
+        self.assertIn('0x1000 bytes at gpa 0x100000 for private', sim.get_log())
         self.assertEqual(sim.output(), '')
 
 

@@ -1,0 +1,64 @@
+/*
+ * RAM blocks that are a KVM guest_memfd: access to pages that may be private
+ *
+ * For QEMU's headers about memory, so it must not need them.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef SYSTEM_GUEST_MEMFD_ACCESS_H
+#define SYSTEM_GUEST_MEMFD_ACCESS_H
+
+struct MemoryRegion;
+struct MemoryRegionCache;
+
+/**
+ * guest_memfd_some_hidden: are there blocks whose pages can be private?
+ *
+ * Set for good when the first one is made, before the guest runs.
+ */
+extern bool guest_memfd_some_hidden;
+
+/* guest_memfd_cache_shows: the slow part of guest_memfd_cache_is_direct() */
+bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
+                             uint64_t addr, uint64_t len);
+
+/**
+ * guest_memfd_cache_is_direct: may a cached region be accessed at its pointer?
+ * @cache: the region; "ptr" of it is the pointer, or NULL
+ * @addr, @len: bytes, within the region
+ *
+ * A macro, because the type of @cache is not known here.  Needs no lock.
+ */
+#define guest_memfd_cache_is_direct(cache, addr, len)               \
+    (likely((cache)->ptr) &&                                        \
+     (likely(!guest_memfd_some_hidden) ||                           \
+      guest_memfd_cache_shows(cache, addr, len)))
+
+/**
+ * guest_memfd_translated: what to access instead of @mr
+ * @mr: what an address was translated to; any kind of region
+ * @offset: in @mr, bytes
+ * @len: bytes that will be accessed at most; made less if pages that are
+ *       hidden and others would mix
+ *
+ * A page is hidden while it is private, or about to be.
+ * Needs no lock.  Returns: @mr; or a region that answers accesses as if there
+ * were nothing, and cannot be mapped.
+ */
+struct MemoryRegion *guest_memfd_translated(struct MemoryRegion *mr,
+                                            uint64_t offset, uint64_t *len);
+
+/** guest_memfd_no_access: that region. */
+struct MemoryRegion *guest_memfd_no_access(void);
+
+/**
+ * guest_memfd_on_sigbus: survive a touch of a page that is private
+ * @code: si_code of the signal
+ * @addr: si_addr
+ *
+ * Called by the signal's handler, in the thread that touched it.
+ * Returns: whether the access can be tried again.
+ */
+bool guest_memfd_on_sigbus(int code, void *addr);
+
+#endif
