@@ -164,4 +164,8 @@ uint64_t scramble(uint64_t x);
 
 void run_random(Cpu *cpu, const Command *c);
 
+/* --- hostile.c --- */
+
+void run_hostile(Cpu *cpu, const Command *c);
+
 #endif

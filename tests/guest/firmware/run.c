@@ -243,6 +243,8 @@ const Verb verbs[] = {
     { "state", "rS", run_state },
     /* Seed, number of steps, range. */
     { "random", "nnwl", run_random },
+    /* The same, of odd requests; with "expect" all are answered like that. */
+    { "hostile", "nnwe", run_hostile },
 
     { "in", "npe", run_in },
     { "out", "npn", run_out },
