@@ -11,8 +11,6 @@
 #include "firmware.h"
 
 #define MAX_TOGETHER    16              /* pages in a request */
-#define EAGAIN          11
-#define EINVAL          22
 
 /* Of a guest with less than 2 GiB of RAM. */
 #define NOWHERE         0xa0000000
