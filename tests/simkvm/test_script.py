@@ -327,7 +327,7 @@ class Mappings(SimTest):
             byte = [ctypes.c_char.from_address(base + (n << 12))
                     for n in range(PAGES)]
             def seen():
-                return b''.join(b.value.replace(b'\0', b'0')
+                return b''.join(b.value.replace(bytes(1), b'0')
                                 for b in byte)
             def maps():
                 return sum('simkvm-' in line for line in open(
