@@ -56,12 +56,12 @@ class KvmModeTest(FirmwareTest):
         """A SimGuest that is not launched yet."""
         return SimGuest(self.dir, self.firmware, commands, config, **kwargs)
 
-    def snp(self, commands, **kwargs):
+    def snp(self, commands, args=(), **kwargs):
         """An SNP guest."""
         return self.sim(
             commands, self.CONFIG, backend=self.BACKEND,
             machine='q35,confidential-guest-support=cgs',
-            args=['-object', snp(',id=cgs')], **kwargs)
+            args=['-object', snp(',id=cgs'), *args], **kwargs)
 
     def tdx(self, commands, **kwargs):
         """The same of a TDX guest."""

@@ -6,6 +6,7 @@ check-lab.  In place (G2), on the model of the kernel.
 """
 import ctypes
 import os
+import re
 import struct
 import unittest
 
@@ -178,6 +179,58 @@ class Conversions(SwpTest):
                                 **with_flash(self.firmware))
         self.assertIn('system.flash0', guest.cmd(
             'human-monitor-command', command_line='info mtree -f'))
+
+
+class Hostile(SwpTest):
+    """Guests that ask for anything, of all vCPUs at the same time."""
+
+    # Requests that convert, by the number of vCPUs: 100,000 in all.
+    WANTED = {1: 20000, 2: 30000, 4: 50000}
+
+    def check_requests(self, cpus):
+        # Half of all requests can convert.
+        steps = self.WANTED[cpus] * 2 // cpus + 1000
+        guest = self.start(f'''
+            convert {GPA} 64 shared
+            write {GPA + MIB} 16 1
+            convert {GPA + 2 * MIB} 16 private
+            write {GPA + 2 * MIB} 16 2
+            cpu all
+            barrier
+            ''' + ''.join(f'cpu {n}\nhostile {n} {steps} {GPA} 64\n'
+                          for n in range(cpus)) + f'''
+            cpu all
+            barrier
+            cpu 0
+            check {GPA + MIB} 16 1
+            check {GPA + 2 * MIB} 16 2
+            convert {GPA} 64 shared
+            convert {GPA} 64 private
+            check-zero {GPA} 64
+            write {GPA} 64 3
+            convert {GPA} 64 shared
+            check-zero {GPA} 64
+        ''', cpus=cpus, **swp())
+        wait_for('the end of the commands', lambda:
+                 ' done, ' in guest.output() or not guest.is_running() or
+                 guest.cmd('query-status')['status'] != 'running', guest, 600)
+        guest.assert_runs()
+        self.assertEqual(guest.failures(), [], guest.output())
+        converted = [int(n) for n in re.findall(
+            r': (\d+) requests converted', guest.output())]
+        self.assertEqual(len(converted), cpus)
+        self.assertGreaterEqual(sum(converted), self.WANTED[cpus])
+        # What is shared has left nothing behind.
+        self.assertEqual(self.private_bytes(guest), 16 * PAGE)
+
+    def test_1_vcpu(self):
+        self.check_requests(1)
+
+    def test_2_vcpus(self):
+        self.check_requests(2)
+
+    def test_4_vcpus(self):
+        self.check_requests(4)
 
 
 class Reset(SwpTest):

@@ -185,7 +185,14 @@ int sim_fault(const char *call, uint64_t *error_offset)
 
 void sim_pin(const SimPin *pin)
 {
+    guint i;
+
     pthread_mutex_lock(&lock);
+    for (i = 0; i < pins->len; i++) {
+        if (!g_array_index(pins, SimPin, i).times) {
+            g_array_remove_index_fast(pins, i--);
+        }
+    }
     g_array_append_val(pins, *pin);
     pthread_mutex_unlock(&lock);
 }

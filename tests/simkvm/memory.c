@@ -141,7 +141,7 @@ SimGmem *sim_gmem_ref(SimGmem *gmem)
     return gmem;
 }
 
-/* Descriptors and mappings hold references; slots do not. */
+/* Descriptors hold references, and all mappings one; slots do not. */
 void sim_gmem_unref(SimGmem *gmem)
 {
     SimVm *vm = gmem->vm;
@@ -187,6 +187,27 @@ static bool gmem_try_ref(SimGmem *gmem)
     return had;
 }
 
+/*
+ * The first mapping that ends behind @addr, or their number.  They are sorted
+ * by address and do not overlap.  With gmem->lock held.
+ */
+static guint find_mapping(const SimGmem *gmem, const uint8_t *addr)
+{
+    guint low = 0, high = gmem->mappings->len;
+
+    while (low < high) {
+        guint middle = low + (high - low) / 2;
+        SimMapping *m = &g_array_index(gmem->mappings, SimMapping, middle);
+
+        if (m->addr + m->len <= addr) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
 SimGmem *sim_gmem_at(const void *addr, uint64_t *offset)
 {
     SimGmem *found = NULL;
@@ -197,20 +218,41 @@ SimGmem *sim_gmem_at(const void *addr, uint64_t *offset)
         SimGmem *gmem = g_ptr_array_index(gmems, i);
 
         pthread_mutex_lock(&gmem->lock);
-        for (j = 0; j < gmem->mappings->len; j++) {
+        j = find_mapping(gmem, addr);
+        if (j < gmem->mappings->len) {
             SimMapping *m = &g_array_index(gmem->mappings, SimMapping, j);
 
-            if ((uint8_t *)addr >= m->addr && (uint8_t *)addr - m->addr <
-                (ptrdiff_t)m->len && gmem_try_ref(gmem)) {
+            if ((uint8_t *)addr >= m->addr && gmem_try_ref(gmem)) {
                 *offset = m->offset + ((uint8_t *)addr - m->addr);
                 found = gmem;
-                break;
             }
         }
         pthread_mutex_unlock(&gmem->lock);
     }
     pthread_mutex_unlock(&gmems_lock);
     return found;
+}
+
+/*
+ * Is @addr, of @size bytes, the mapping of @offset?  An emulator may have
+ * mapped something else over a part of it.
+ */
+static bool gmem_is_mapped(SimGmem *gmem, const uint8_t *addr, uint64_t size,
+                           uint64_t offset)
+{
+    bool is = false;
+    guint i;
+
+    pthread_mutex_lock(&gmem->lock);
+    i = find_mapping(gmem, addr);
+    if (i < gmem->mappings->len) {
+        SimMapping *m = &g_array_index(gmem->mappings, SimMapping, i);
+
+        is = m->addr < addr + size &&
+             (uint64_t)(m->addr - addr) == m->offset - offset;
+    }
+    pthread_mutex_unlock(&gmem->lock);
+    return is;
 }
 
 /* Make a mapping show the state of its pages in a range of the file. */
@@ -244,6 +286,32 @@ static bool gmem_init_private(const SimGmem *gmem)
     return !(gmem->flags & GUEST_MEMFD_FLAG_INIT_SHARED);
 }
 
+/*
+ * Enter a mapping where no other one is, as one with its neighbours if these
+ * go on in the file: an emulator may map it anew page by page.
+ */
+static void add_mapping(SimGmem *gmem, SimMapping m)
+{
+    guint i = find_mapping(gmem, m.addr);
+    SimMapping *next = &g_array_index(gmem->mappings, SimMapping, i);
+
+    if (i < gmem->mappings->len && next->addr == m.addr + m.len &&
+        next->offset == m.offset + m.len && next->prot == m.prot) {
+        m.len += next->len;
+        g_array_remove_index(gmem->mappings, i);
+    }
+    if (i) {
+        SimMapping *last = &g_array_index(gmem->mappings, SimMapping, i - 1);
+
+        if (last->addr + last->len == m.addr &&
+            last->offset + last->len == m.offset && last->prot == m.prot) {
+            last->len += m.len;
+            return;
+        }
+    }
+    g_array_insert_val(gmem->mappings, i, m);
+}
+
 void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
                     int fd, off_t offset)
 {
@@ -268,7 +336,8 @@ void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
         sim_gmem_unmap(addr, m.len);
     }
     pthread_mutex_lock(&gmem->lock);
-    if (!sim_in_place() && gmem_init_private(gmem)) {
+    /* Nothing private is to be seen, not even before map_state(). */
+    if (sim_in_place() || gmem_init_private(gmem)) {
         p = sim_real_mmap(addr, len, prot, flags, empty_file(), 0);
     } else {
         p = sim_real_mmap(addr, len, prot, flags, fd, offset);
@@ -278,44 +347,44 @@ void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
         if (sim_in_place()) {
             map_state(gmem, &m, m.offset, m.len);
         }
-        g_array_append_val(gmem->mappings, m);
-        sim_gmem_ref(gmem);
+        if (!gmem->mappings->len) {
+            sim_gmem_ref(gmem);
+        }
+        add_mapping(gmem, m);
     }
     pthread_mutex_unlock(&gmem->lock);
     return p;
 }
 
-/* Take a range out of a file's mappings.  Returns how many are gone. */
-static int trim_mappings(SimGmem *gmem, uint8_t *addr, uint8_t *end)
+/* Cut the mapping in two that goes across @addr. */
+static void split_mapping(SimGmem *gmem, uint8_t *addr)
 {
-    int before = gmem->mappings->len;
-    guint i = 0;
+    guint i = find_mapping(gmem, addr);
+    SimMapping *m = &g_array_index(gmem->mappings, SimMapping, i);
 
-    while (i < gmem->mappings->len) {
-        SimMapping m = g_array_index(gmem->mappings, SimMapping, i);
-        uint8_t *m_end = m.addr + m.len;
+    if (i < gmem->mappings->len && m->addr < addr) {
+        uint64_t len = addr - m->addr;
+        SimMapping tail = { addr, m->len - len, m->offset + len, m->prot };
 
-        if (m_end <= addr || end <= m.addr) {
-            i++;
-            continue;
-        }
-        g_array_remove_index_fast(gmem->mappings, i);
-        if (m.addr < addr) {
-            SimMapping head = m;
-
-            head.len = addr - m.addr;
-            g_array_append_val(gmem->mappings, head);
-        }
-        if (end < m_end) {
-            SimMapping tail = m;
-
-            tail.addr = end;
-            tail.len = m_end - end;
-            tail.offset += end - m.addr;
-            g_array_append_val(gmem->mappings, tail);
-        }
+        m->len = len;
+        g_array_insert_val(gmem->mappings, i + 1, tail);
     }
-    return before - (int)gmem->mappings->len;
+}
+
+/* Take a range out of a file's mappings.  Returns true if none is left. */
+static bool trim_mappings(SimGmem *gmem, uint8_t *addr, uint8_t *end)
+{
+    guint first, behind;
+
+    split_mapping(gmem, addr);
+    split_mapping(gmem, end);
+    first = find_mapping(gmem, addr);
+    behind = find_mapping(gmem, end);
+    if (first == behind) {
+        return false;
+    }
+    g_array_remove_range(gmem->mappings, first, behind - first);
+    return !gmem->mappings->len;
 }
 
 void sim_gmem_unmap(void *addr, size_t len)
@@ -326,22 +395,16 @@ void sim_gmem_unmap(void *addr, size_t len)
     pthread_mutex_lock(&gmems_lock);
     for (i = 0; gmems && i < gmems->len; i++) {
         SimGmem *gmem = g_ptr_array_index(gmems, i);
-        int n;
 
         pthread_mutex_lock(&gmem->lock);
-        n = trim_mappings(gmem, addr,
-                          (uint8_t *)addr + ROUND_UP(len, SIM_PAGE));
-        pthread_mutex_unlock(&gmem->lock);
-        /* A mapping that was cut in two has two references from now on. */
-        for (; n < 0; n++) {
-            sim_gmem_ref(gmem);
-        }
-        for (; n > 0; n--) {
+        if (trim_mappings(gmem, addr,
+                          (uint8_t *)addr + ROUND_UP(len, SIM_PAGE))) {
             if (!gone) {
                 gone = g_ptr_array_new();
             }
             g_ptr_array_add(gone, gmem);
         }
+        pthread_mutex_unlock(&gmem->lock);
     }
     pthread_mutex_unlock(&gmems_lock);
     for (i = 0; gone && i < gone->len; i++) {
@@ -730,8 +793,6 @@ static int check_region(SimVm *vm,
 static int check_binding(SimVm *vm, SimGmem *gmem,
                          const struct kvm_userspace_memory_region2 *r)
 {
-    uint64_t offset;
-    SimGmem *mapped;
     guint i;
 
     if (!gmem) {
@@ -760,14 +821,13 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
     /* Unchecked by KVM, which makes its own accesses through it. */
     if (sim_config.strict && gmem->flags & GUEST_MEMFD_FLAG_MMAP &&
         gmem->flags & GUEST_MEMFD_FLAG_INIT_SHARED) {
-        mapped = sim_gmem_at((void *)(uintptr_t)r->userspace_addr, &offset);
-        if (mapped != gmem || offset != r->guest_memfd_offset) {
+        if (!gmem_is_mapped(gmem, (uint8_t *)(uintptr_t)r->userspace_addr,
+                            r->memory_size, r->guest_memfd_offset)) {
             sim_violation("memslot 0x%x: 0x%" PRIx64 " is not the mapping of "
                           "the file's offset 0x%" PRIx64, r->slot,
                           (uint64_t)r->userspace_addr,
                           (uint64_t)r->guest_memfd_offset);
         }
-        sim_gmem_unref(mapped);
     }
     return 0;
 }
@@ -907,6 +967,39 @@ bool sim_gpa_private(SimVm *vm, uint64_t gpa)
     private = sim_bitmap_test(&slot->gmem->private, offset >> SIM_PAGE_SHIFT);
     pthread_mutex_unlock(&slot->gmem->lock);
     return private;
+}
+
+bool sim_state_differs(SimVm *vm, uint64_t gpa, uint64_t pages, bool private,
+                       uint64_t *where)
+{
+    uint64_t end = pages > (UINT64_MAX - gpa) >> SIM_PAGE_SHIFT
+                   ? UINT64_MAX : gpa + (pages << SIM_PAGE_SHIFT);
+    bool differs = false;
+    guint i;
+
+    for (i = 0; i < vm->slots->len && !differs; i++) {
+        SimSlot *slot = g_ptr_array_index(vm->slots, i);
+        uint64_t first = MAX(gpa, slot->gpa);
+        uint64_t behind = MIN(end, slot->gpa + slot->size);
+        uint64_t page, in_bitmap;
+        const SimBitmap *state;
+
+        if (slot_as(slot->id) || !slot->gmem || first >= behind) {
+            continue;
+        }
+        pthread_mutex_lock(&slot->gmem->lock);
+        state = sim_in_place() ? &slot->gmem->private : &vm->private;
+        in_bitmap = sim_in_place() ? slot->offset - slot->gpa : 0;
+        page = (first + in_bitmap) >> SIM_PAGE_SHIFT;
+        behind = (behind - 1 + in_bitmap) / SIM_PAGE + 1;
+        if (sim_bitmap_test(state, page) == private) {
+            page = sim_bitmap_run(state, page, behind);
+        }
+        differs = page < behind;
+        *where = (page << SIM_PAGE_SHIFT) - in_bitmap;
+        pthread_mutex_unlock(&slot->gmem->lock);
+    }
+    return differs;
 }
 
 /* Do guest accesses to shared pages go to the file, or to the mapping? */

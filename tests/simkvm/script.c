@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include "simkvm.h"
 
 #define PIO_OFFSET SIM_PAGE             /* of port I/O data in kvm_run */
@@ -18,13 +19,18 @@
 
 typedef enum Verb {
     MAP_GPA, FAULT, READ, WRITE, FILL, CHECK, IN, OUT, PRINT, BARRIER, REPEAT,
-    END, HALT, SHUTDOWN, RANDOM, STATE,
+    END, HALT, SHUTDOWN, RANDOM, STATE, MMIO_READ, MMIO_WRITE, RUN_ERROR,
+    PIN,
 } Verb;
 
 typedef struct Op {
     Verb verb;
     uint64_t a, b, c;
-    bool private, option;
+    bool private;
+    bool contended;             /* others may change it back at once */
+    uint64_t bits;              /* more attributes, or flags */
+    uint64_t times;             /* UINT64_MAX: for ever; 0: as long as needed */
+    int error;                  /* of KVM_RUN; 0: what it usually is */
     int64_t expect;
     char *text;
 } Op;
@@ -40,6 +46,7 @@ struct SimScript {
         uint64_t left;
     } loop[MAX_NESTING];
     int loops;
+    int wake;                   /* an eventfd: others have come to a barrier */
     uint64_t barriers;          /* passed so far */
     uint64_t random;            /* state of the generator */
     Op drawn;                   /* what RANDOM has drawn */
@@ -88,8 +95,14 @@ static const struct {
     guint words;
 } verbs[] = {
     { "map-gpa", MAP_GPA,
-      "map-gpa GPA PAGES private|shared [ret=0|EINVAL|EAGAIN|any]", 3 },
-    { "fault", FAULT, "fault GPA SIZE private|shared [stale]", 3 },
+      "map-gpa GPA PAGES private|shared [contended] "
+      "[ret=0|EINVAL|EAGAIN|any] [attributes=BITS]", 3 },
+    { "fault", FAULT, "fault GPA SIZE private|shared [stale] "
+      "[times=N|forever] [flags=BITS] [errno=NAME]", 3 },
+    { "mmio-read", MMIO_READ, "mmio-read GPA SIZE [expect=VALUE]", 2 },
+    { "mmio-write", MMIO_WRITE, "mmio-write GPA SIZE VALUE", 3 },
+    { "pin", PIN, "pin GPA PAGES [times=N|forever]", 2 },
+    { "run-error", RUN_ERROR, "run-error ERRNO [times=N|forever]", 1 },
     { "read", READ, "read GPA SIZE [expect=VALUE]", 2 },
     { "write", WRITE, "write GPA SIZE VALUE", 3 },
     { "fill", FILL, "fill GPA PAGES SEED", 3 },
@@ -105,6 +118,46 @@ static const struct {
     { "random", RANDOM, "random SEED COUNT GPA PAGES", 4 },
     { "state", STATE, "state GPA PAGES private|shared", 3 },
 };
+
+/* Takes the fourth word out if it is @flag. */
+static bool flagged(GPtrArray *words, const char *flag)
+{
+    bool is = words->len == 4 && !strcmp(g_ptr_array_index(words, 3), flag);
+
+    if (is) {
+        g_ptr_array_set_size(words, 3);
+    }
+    return is;
+}
+
+/* Options that a few verbs have. */
+static void add_options(Op *op, GPtrArray *words)
+{
+    const char *bits = NULL, *times = NULL, *error = NULL;
+
+    if (op->verb == MAP_GPA) {
+        bits = sim_option(words, "attributes");
+        op->contended = flagged(words, "contended");
+    } else if (op->verb == FAULT) {
+        bits = sim_option(words, "flags");
+        times = sim_option(words, "times");
+        error = sim_option(words, "errno");
+        op->times = flagged(words, "stale");
+    } else if (op->verb == PIN) {
+        times = sim_option(words, "times");
+        op->times = 1;
+    } else if (op->verb == RUN_ERROR) {
+        times = sim_option(words, "times");
+        op->times = 1;
+        if (words->len == 1) {
+            op->error = sim_errno(g_ptr_array_index(words, 0));
+            g_ptr_array_index(words, 0) = (char *)"0";
+        }
+    }
+    op->bits = bits ? sim_number(bits) : 0;
+    op->times = times ? sim_number(times) : op->times;
+    op->error = error ? sim_errno(error) : op->error;
+}
 
 void sim_script_add(int id, const char *verb, GPtrArray *words)
 {
@@ -134,11 +187,7 @@ void sim_script_add(int id, const char *verb, GPtrArray *words)
     }
     op.expect = expected(words, op.verb == MAP_GPA ? "ret" : "expect",
                          op.verb == MAP_GPA ? 0 : -1);
-    if (op.verb == FAULT && words->len == 4 &&
-        !strcmp(g_ptr_array_index(words, 3), "stale")) {
-        op.option = true;
-        g_ptr_array_set_size(words, 3);
-    }
+    add_options(&op, words);
     if (op.verb == PRINT) {
         g_ptr_array_add(words, NULL);
         op.text = g_strjoinv(" ", (char **)words->pdata);
@@ -159,7 +208,8 @@ void sim_script_add(int id, const char *verb, GPtrArray *words)
         op.expect = number(words, 3, usage);    /* pages */
     }
     if ((op.verb == READ || op.verb == WRITE || op.verb == IN ||
-         op.verb == OUT) && op.b != 1 && op.b != 2 && op.b != 4 &&
+         op.verb == OUT || op.verb == MMIO_READ || op.verb == MMIO_WRITE) &&
+        op.b != 1 && op.b != 2 && op.b != 4 &&
         op.b != 8) {
         sim_mistake("%s: a size of 1, 2, 4 or 8 bytes", usage);
     }
@@ -171,6 +221,8 @@ static SimScript *script_of(SimVcpu *vcpu)
     if (!vcpu->script) {
         SimScript *s = g_new0(SimScript, 1);
 
+        s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        g_assert(s->wake >= 0);
         if (scripts) {
             s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(vcpu->id));
             if (!s->ops) {
@@ -184,26 +236,32 @@ static SimScript *script_of(SimVcpu *vcpu)
 
 void sim_script_free(SimScript *script)
 {
-    g_free(script);
+    if (script) {
+        sim_real_close(script->wake);
+        g_free(script);
+    }
 }
 
 /* --- waiting --- */
 
 /*
- * Wait until the emulator wants the vCPU back: it sets immediate_exit in a
- * signal handler.  With signals blocked, none comes between look and wait.
+ * Wait until the emulator wants the vCPU back, or until @fd can be read, if
+ * that is not -1.  The emulator sets immediate_exit in a signal handler; with
+ * signals blocked, none comes between look and wait.
  */
-static int wait_for_signal(SimVcpu *vcpu)
+static int wait_for_signal(SimVcpu *vcpu, int fd)
 {
+    struct pollfd poll = { .fd = fd, .events = POLLIN };
     sigset_t all, old;
+    int n = -1;
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     if (!__atomic_load_n(&vcpu->run->immediate_exit, __ATOMIC_ACQUIRE)) {
-        ppoll(NULL, 0, NULL, &old);
+        n = ppoll(&poll, 1, NULL, &old);
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return -EINTR;
+    return n > 0 ? -EAGAIN : -EINTR;
 }
 
 /* --- leaving to the emulator --- */
@@ -217,14 +275,26 @@ static int leave(SimVcpu *vcpu, uint32_t reason, const char *name)
 static int leave_hypercall(SimVcpu *vcpu, const Op *op)
 {
     vcpu->script->left = true;
-    return sim_exit_hypercall(vcpu, op->a, op->b, op->private);
+    sim_exit_hypercall(vcpu, op->a, op->b, op->private);
+    vcpu->run->hypercall.args[2] |= op->bits;
+    return 0;
 }
 
-static int leave_fault(SimVcpu *vcpu, uint64_t gpa, uint64_t size,
-                       bool private)
+static int leave_fault(SimVcpu *vcpu, const Op *op)
 {
     vcpu->script->left = true;
-    return sim_exit_memory_fault(vcpu, gpa, size, private);
+    sim_exit_memory_fault(vcpu, op->a, op->b, op->private);
+    vcpu->run->memory_fault.flags |= op->bits;
+    return -(op->error ?: EFAULT);
+}
+
+/* KVM_RUN fails, and there is no exit that would say why. */
+static int leave_error(SimVcpu *vcpu, int error)
+{
+    vcpu->script->left = true;
+    vcpu->run->exit_reason = KVM_EXIT_UNKNOWN;
+    sim_log("KVM_RUN", -error, "\"vcpu\": %d", vcpu->id);
+    return -error;
 }
 
 static int leave_io(SimVcpu *vcpu, bool write, uint16_t port, uint8_t size,
@@ -267,17 +337,12 @@ static void check_value(const char *what, uint64_t where, const Op *op,
 /* Every page that has a guest_memfd is in that state. */
 static void check_state(SimVm *vm, uint64_t gpa, uint64_t pages, bool private)
 {
-    uint64_t i;
+    uint64_t where;
 
     pthread_mutex_lock(&vm->lock);
-    for (i = 0; i < pages; i++) {
-        uint64_t page = gpa + i * SIM_PAGE;
-        SimSlot *slot = sim_slot_find(vm, page);
-
-        if (slot && slot->gmem && sim_gpa_private(vm, page) != private) {
-            sim_violation("gpa 0x%" PRIx64 " is %s", page,
-                          private ? "shared" : "private");
-        }
+    if (sim_state_differs(vm, gpa, pages, private, &where)) {
+        sim_violation("gpa 0x%" PRIx64 " is %s", where,
+                      private ? "shared" : "private");
     }
     pthread_mutex_unlock(&vm->lock);
 }
@@ -305,8 +370,7 @@ static int run_map_gpa(SimVcpu *vcpu, const Op *op, bool back)
         return leave_hypercall(vcpu, op);
     }
     check_hypercall(vcpu, op);
-    /* Another vCPU may have asked for the opposite since: see "state". */
-    if (!vcpu->run->hypercall.ret && op->expect == 0) {
+    if (!vcpu->run->hypercall.ret && !op->contended && op->expect == 0) {
         check_state(vcpu->vm, op->a, op->b, op->private);
     }
     return SIM_PASS;
@@ -320,8 +384,9 @@ static int run_fault(SimVcpu *vcpu, const Op *op, bool back)
     uint64_t gpa;
     bool differs = false;
 
-    if (op->option) {
-        return back ? SIM_PASS : leave_fault(vcpu, op->a, op->b, op->private);
+    if (op->times) {
+        s->step += back;
+        return s->step == op->times ? SIM_PASS : leave_fault(vcpu, op);
     }
     pthread_mutex_lock(&vm->lock);
     for (gpa = op->a; gpa < op->a + op->b && !differs; gpa += SIM_PAGE) {
@@ -333,28 +398,38 @@ static int run_fault(SimVcpu *vcpu, const Op *op, bool back)
         return SIM_PASS;
     }
     sim_check_progress(++s->faults, op->a, op->private);
-    return leave_fault(vcpu, op->a, op->b, op->private);
+    return leave_fault(vcpu, op);
 }
 
 static int run_access(SimVcpu *vcpu, const Op *op, bool back)
 {
-    bool write = op->verb == WRITE;
+    bool write = op->verb == WRITE || op->verb == MMIO_WRITE;
+    bool emulated = op->verb == MMIO_READ || op->verb == MMIO_WRITE;
     uint64_t value = write ? op->c : 0;
+    SimSlot *slot;
     int ret;
 
-    if (back) {
-        if (!write && vcpu->run->exit_reason == KVM_EXIT_MMIO) {
+    if (back && vcpu->run->exit_reason == KVM_EXIT_MMIO) {
+        if (!write) {
             memcpy(&value, vcpu->run->mmio.data, op->b);
             check_value("read of gpa", op->a, op, value);
         }
         return SIM_PASS;
+    }
+    if (emulated) {
+        return leave_mmio(vcpu, write, op->a, op->b, value);
     }
     if (write && sim_ioeventfd_signal(vcpu->vm, false, op->a, op->b, value)) {
         return SIM_PASS;
     }
     pthread_mutex_lock(&vcpu->vm->lock);
     ret = sim_guest_access(vcpu->vm, op->a, &value, op->b, write);
+    slot = ret ? sim_slot_find(vcpu->vm, op->a) : NULL;
     pthread_mutex_unlock(&vcpu->vm->lock);
+    if (ret == -EFAULT && !(slot->flags & KVM_MEM_GUEST_MEMFD)) {
+        /* Private memory, through the mapping. */
+        return leave_error(vcpu, EFAULT);
+    }
     if (ret == -ENOENT) {
         return leave_mmio(vcpu, write, op->a, op->b, value);
     }
@@ -423,6 +498,33 @@ static int run_io(SimVcpu *vcpu, const Op *op, bool back)
     return SIM_PASS;
 }
 
+/* Somebody holds pages of one slot from now on. */
+static int run_pin(SimVcpu *vcpu, const Op *op)
+{
+    SimVm *vm = vcpu->vm;
+    SimPin pin = { .size = op->b * SIM_PAGE, .times = op->times };
+    SimSlot *slot;
+
+    pthread_mutex_lock(&vm->lock);
+    slot = sim_slot_find(vm, op->a);
+    if (!slot || !slot->gmem) {
+        sim_violation("pin: gpa 0x%" PRIx64 " has no guest_memfd", op->a);
+    }
+    pin.file = slot->gmem->number;
+    pin.offset = slot->offset + (op->a - slot->gpa);
+    pthread_mutex_unlock(&vm->lock);
+    sim_pin(&pin);
+    return SIM_PASS;
+}
+
+/* The guest cannot be entered, so many times. */
+static int run_error(SimVcpu *vcpu, const Op *op, bool back)
+{
+    vcpu->script->step += back;
+    return vcpu->script->step == op->times ? SIM_PASS
+           : leave_error(vcpu, op->error);
+}
+
 /* On the debug console, a byte an exit. */
 static int run_print(SimVcpu *vcpu, const Op *op, bool back)
 {
@@ -435,25 +537,41 @@ static int run_print(SimVcpu *vcpu, const Op *op, bool back)
     return leave_io(vcpu, true, 0x402, 1, n < len ? op->text[n] : '\n');
 }
 
-/* All vCPUs whose scripts have barriers meet. */
-static int run_barrier(SimVcpu *vcpu)
+/*
+ * All vCPUs whose scripts have barriers meet.  The last one to come does what
+ * is to be done while nobody does anything else: @meet, if that is not NULL.
+ */
+static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static uint64_t arrived;
+    static uint64_t arrived, open;
     SimScript *s = vcpu->script;
-    uint64_t members = vcpu->vm->vcpus->len, now;
+    GPtrArray *vcpus = vcpu->vm->vcpus;
+    eventfd_t n;
+    bool pass;
+    guint i;
 
+    /* What has been told so far is seen below. */
+    eventfd_read(s->wake, &n);
     pthread_mutex_lock(&lock);
     if (!s->step) {
         s->step = 1;
-        arrived++;
+        if (++arrived % vcpus->len == 0) {
+            if (meet) {
+                meet(vcpu);
+            }
+            open = arrived;
+            for (i = 0; i < vcpus->len; i++) {
+                SimVcpu *other = g_ptr_array_index(vcpus, i);
+
+                eventfd_write(other->script->wake, 1);
+            }
+        }
     }
-    now = arrived;
+    pass = open >= (s->barriers + 1) * vcpus->len;
     pthread_mutex_unlock(&lock);
-    if (now < (s->barriers + 1) * members) {
-        /* The emulator may want this one back meanwhile. */
-        sched_yield();
-        return vcpu->run->immediate_exit ? -EINTR : -EAGAIN;
+    if (!pass) {
+        return wait_for_signal(vcpu, s->wake);
     }
     s->barriers++;
     return SIM_PASS;
@@ -521,6 +639,8 @@ static int run_op(SimVcpu *vcpu, const Op *op, bool back)
         return run_fault(vcpu, op, back);
     case READ:
     case WRITE:
+    case MMIO_READ:
+    case MMIO_WRITE:
         return run_access(vcpu, op, back);
     case FILL:
     case CHECK:
@@ -531,17 +651,21 @@ static int run_op(SimVcpu *vcpu, const Op *op, bool back)
     case PRINT:
         return run_print(vcpu, op, back);
     case BARRIER:
-        return run_barrier(vcpu);
+        return run_barrier(vcpu, NULL);
     case STATE:
         check_state(vcpu->vm, op->a, op->b, op->private);
         return SIM_PASS;
+    case PIN:
+        return run_pin(vcpu, op);
+    case RUN_ERROR:
+        return run_error(vcpu, op, back);
     case RANDOM:
         return run_random(vcpu, op, back);
     case SHUTDOWN:
         return back ? SIM_PASS
                : leave(vcpu, KVM_EXIT_SHUTDOWN, "KVM_EXIT_SHUTDOWN");
     case HALT:
-        return wait_for_signal(vcpu);
+        return wait_for_signal(vcpu, -1);
     default:
         g_assert_not_reached();
     }
@@ -582,7 +706,7 @@ int sim_script_run(SimVcpu *vcpu)
         int ret;
 
         if (!s->ops || s->at >= s->ops->len) {
-            return wait_for_signal(vcpu);
+            return wait_for_signal(vcpu, -1);
         }
         /*
          * As KVM does: what the emulator was asked is completed first, even

@@ -221,7 +221,7 @@ struct SimGmem {
     pthread_mutex_t lock;       /* for what follows */
     SimBitmap private;          /* in place only: state of the pages */
     SimBitmap populated;        /* pages that a launch command has assigned */
-    GArray *mappings;           /* SimMapping: the emulator's */
+    GArray *mappings;           /* SimMapping by address: the emulator's */
 };
 
 /*
@@ -246,6 +246,14 @@ SimSlot *sim_slot_find(SimVm *vm, uint64_t gpa);
  * VM-wide.  With vm->lock held.
  */
 bool sim_gpa_private(SimVm *vm, uint64_t gpa);
+
+/*
+ * Is a page in there that has a guest_memfd not in that state?  @where is set
+ * to its gpa.  Pages beyond the end of all addresses do not count.  With
+ * vm->lock held.
+ */
+bool sim_state_differs(SimVm *vm, uint64_t gpa, uint64_t pages, bool private,
+                       uint64_t *where);
 
 /*
  * The page that the guest sees there, its state being @private; NULL if there

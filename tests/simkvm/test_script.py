@@ -177,6 +177,28 @@ class Guest(SimTest):
             shutdown''', cpus=4)
         self.assertEqual(sim.report['exits'], 1)
 
+    def test_exits_that_are_repeated(self):
+        sim = self.play('''
+            vcpu 0
+            mmio-read 0xfed00004 4 expect=10000000
+            mmio-write 0x100000 4 7
+            mmio-read 0x100000 4 expect=7
+            read 0x100000 4 expect=7
+            shutdown''')
+        self.assertEqual(len(sim.model.log('KVM_EXIT_MMIO')), 3)
+
+    def test_errors_of_kvm_run(self):
+        for line, call, text in (
+                ('run-error EIO', 'KVM_RUN', 'Input/output error'),
+                ('fault 0x100000 0x1000 private stale errno=EHWPOISON',
+                 'KVM_EXIT_MEMORY_FAULT', 'hardware error')):
+            sim = self.start(f'vcpu 0\n{line}\nprint told')
+            wait_for('the guest to stop', lambda: sim.cmd(
+                'query-status')['status'] == 'internal-error', sim)
+            self.quit(sim)
+            self.assertEqual(len(sim.model.log(call)), 1)
+            self.assertIn(text, sim.get_log())
+
     def test_memory_fault_stops_an_ordinary_guest(self):
         sim = self.start('''
             vcpu 0
@@ -284,6 +306,54 @@ class Pins(SimTest):
             f'11 {0x6000}', '0 1', '0 1'])
         self.assertEqual((report['pages-to-private'],
                           report['pages-to-shared']), (3, 3))
+
+
+class Mappings(SimTest):
+    """An emulator maps other memory over pages that it must not touch."""
+
+    def test_holes_in_a_mapping_and_back(self):
+        # ctypes calls mmap() by its name, and so the model.
+        printed, report = self.ask('generation g2', '''
+            import ctypes
+            libc = ctypes.CDLL(None, use_errno=True)
+            libc.mmap.restype = ctypes.c_void_p
+            libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t,
+                                  ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                                  ctypes.c_long]
+            SHARED, FIXED, ANONYMOUS = 1, 0x10, 0x22
+            PAGES = 64
+            gmem = Vm().guest_memfd(PAGES << 12)
+            base = libc.mmap(None, PAGES << 12, 3, SHARED, gmem, 0)
+            byte = [ctypes.c_char.from_address(base + (n << 12))
+                    for n in range(PAGES)]
+            def seen():
+                return b''.join(b.value.replace(bytes(1), b'0')
+                                for b in byte)
+            def maps():
+                return sum('simkvm-' in line for line in open(
+                    '/proc/self/maps') if int(line.split('-')[0], 16)
+                    in range(base, base + (PAGES << 12)))
+            for n in range(PAGES):
+                byte[n].value = b'x'
+            convert(gmem, 0, PAGES << 12, PRIVATE)
+            # A hole in every other page.
+            for n in range(0, PAGES, 2):
+                libc.mmap(base + (n << 12), 4096, 3, FIXED | ANONYMOUS, -1, 0)
+            # What is mapped from now on is not what is in the holes.
+            convert(gmem, 0, PAGES << 12, 0)
+            print(seen().decode())
+            # The file again: all of it, page by page, while that is private.
+            convert(gmem, 0, PAGES << 11, PRIVATE)
+            for n in range(PAGES - 1, -1, -1):
+                libc.mmap(base + (n << 12), 4096, 3, FIXED | SHARED, gmem,
+                          n << 12)
+            convert(gmem, 0, PAGES << 12, 0)
+            print(seen().decode(), maps())
+            convert(gmem, 0, 4096, PRIVATE)
+            byte[0].value''', -signal.SIGBUS)
+        self.assertEqual(printed.splitlines()[:2],
+                         ['0x' * 32, 'x' * 64 + ' 1'])
+        self.assertEqual(report['host-touches'], 1)
 
 
 class Strict(SimTest):

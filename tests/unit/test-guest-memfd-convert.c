@@ -90,6 +90,9 @@ static unsigned populates;
 static Fault populate_fault;
 static __thread GRand *chaos;
 
+static bool separate;
+static unsigned bql_taken;
+
 static GString *events;
 static unsigned reports;
 
@@ -131,6 +134,7 @@ void bql_lock_impl(const char *file, int line)
     g_assert(!have_bql);
     qemu_mutex_lock(&bql);
     have_bql = true;
+    bql_taken++;
 }
 
 void bql_unlock(void)
@@ -373,6 +377,7 @@ static void register_listener(Listener *l)
     uint64_t page;
 
     g_assert_true(have_bql);
+    guest_memfd_listen(&b->rb, true);
     QLIST_INSERT_HEAD(&b->attributes.rdl_list, &l->rdl, next);
     for (page = 0; page < PAGES; page++) {
         if (test_bit(page, b->attributes.bitmap)) {
@@ -388,6 +393,7 @@ static void unregister_listener(Listener *l)
 
     g_assert_true(have_bql);
     QLIST_REMOVE(&l->rdl, next);
+    guest_memfd_listen(&b->rb, false);
     for (page = 0; page < PAGES; page++) {
         if (test_bit(page, b->attributes.bitmap)) {
             l->mapped[page] = 0;
@@ -409,16 +415,34 @@ static uint8_t *host_of(unsigned block)
     return (uint8_t *)(uintptr_t)((block + 1) << 28);
 }
 
-GuestMemfd *guest_memfd_from_host(const void *host)
+bool guest_memfd_in_place(void)
 {
-    unsigned i;
+    return !separate;
+}
 
-    for (i = 0; i < BLOCKS; i++) {
-        if ((uintptr_t)host - (uintptr_t)host_of(i) < PAGES * page_size) {
-            return &blocks[i].gmem;
-        }
+void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    Block *b = container_of(gmem, Block, gmem);
+    uint64_t page;
+
+    /* It is shared, and nobody is sent there before it is mapped again. */
+    for (page = first; page < end; page++) {
+        g_assert_false(b->private[page]);
+        g_assert_false(test_bit(page, b->attributes.bitmap));
     }
-    return NULL;
+    event("U%d:%" PRIu64 "+%" PRIu64, (int)(b - blocks), first, end - first);
+    gmem->state.covered_pages = 0;
+}
+
+/* What QEMU does where private memory is separate. */
+int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
+{
+    int ret = fault(&kernel_faults[0], ++kernel_calls);
+
+    g_assert_true(have_bql);
+    event("Q%" PRIu64 "+%" PRIu64 "%c%s", start / page_size, size / page_size,
+          to_private ? 'P' : 'S', error_name(ret));
+    return ret;
 }
 
 static void setup(void)
@@ -434,6 +458,7 @@ static void setup(void)
         b->rb.host = host_of(i);
         b->rb.max_length = PAGES * page_size;
         b->rb.attributes = &b->attributes;
+        b->rb.gmem = &b->gmem;
         b->mr.ram_block = &b->rb;
         b->gmem.rb = &b->rb;
         b->attributes.ram_block = &b->rb;
@@ -456,6 +481,7 @@ static void setup(void)
             }
         }
         guest_memfd_state_init(&b->gmem, true);
+        b->gmem.state.listeners = 2;
     }
     kernel_calls = 0;
     memset(kernel_faults, 0, sizeof(kernel_faults));
@@ -468,6 +494,8 @@ static void setup(void)
     sleeps = 0;
     longest_sleep = 0;
     bql_unlock_hook = NULL;
+    bql_taken = 0;
+    separate = false;
     events = g_string_new("");
 }
 
@@ -490,7 +518,6 @@ static void check(void)
         GuestMemfdState *s = &b->gmem.state;
         uint64_t page, private = 0, runs = 0;
 
-        g_assert_true(QTAILQ_EMPTY(&s->claims));
         for (page = 0; page < PAGES; page++) {
             bool is_private = test_bit(page, s->private);
 
@@ -852,7 +879,7 @@ static void test_interrupted_for_ever(void)
     setup();
     tick_us = 10000;
     fail_call(1, EINTR, 200);
-    g_assert_cmpint(convert(0, 4, 1, true), ==, -EINTR);
+    g_assert_cmpint(convert(0, 4, 1, true), ==, -EAGAIN);
     g_assert_cmpint(kernel_calls, ==, 101);
     g_assert_true(g_str_has_suffix(events->str, "P0:4+1=EINTR +0a:4+1"));
     teardown();
@@ -1127,28 +1154,197 @@ static void test_waits_without_bql(void)
     }
 }
 
-/* This would wait for ever, if the waiting thread had claimed block 0. */
-static void convert_block_0_and_let_go(void)
+static unsigned requests_done;
+static unsigned looks;
+
+static bool look(void)
 {
-    bql_unlock_hook = NULL;
-    g_assert_cmpint(convert(0, 0, 2, true), ==, 0);
-    qemu_sem_post(&leave);
+    qatomic_inc(&looks);
+    return false;
 }
 
-static void test_claims_nothing_while_it_waits(void)
+static const GuestMemfdPatience looking = { 1000000, look };
+
+/* Wait until somebody who stands in the queue has looked up often. */
+static void wait_for_looks(void)
+{
+    qatomic_set(&looks, 0);
+    while (qatomic_read(&looks) < 4) {
+        sched_yield();
+    }
+}
+
+/* Pages 6 to 49 of block 1, 10 and 11 of block 2. */
+static void *convert_wide(void *opaque)
+{
+    g_assert_cmpint(guest_memfd_convert_gpa(256 * page_size, 46 * page_size,
+                                            true, &looking), ==, 0);
+    g_assert_cmpint(qatomic_fetch_inc(&requests_done), ==, 0);
+    return NULL;
+}
+
+/* Page 10 of block 2. */
+static void *convert_late(void *opaque)
+{
+    g_assert_cmpint(guest_memfd_convert_gpa(300 * page_size, page_size, false,
+                                            &looking), ==, 0);
+    g_assert_cmpint(qatomic_fetch_inc(&requests_done), ==, 1);
+    return NULL;
+}
+
+/*
+ * A wide request that waits is not overtaken by one that came later, even
+ * where that could begin already; so it does not starve.
+ */
+static void test_first_come(void)
+{
+    QemuThread thread, wide, late;
+
+    setup();
+    requests_done = 0;
+    start_inside(&thread);
+    qemu_thread_create(&wide, "wide", convert_wide, NULL,
+                       QEMU_THREAD_JOINABLE);
+    wait_for_looks();
+    qemu_thread_create(&late, "late", convert_late, NULL,
+                       QEMU_THREAD_JOINABLE);
+    wait_for_looks();
+    wait_for_looks();
+    g_assert_cmpint(qatomic_read(&requests_done), ==, 0);
+    qemu_sem_post(&leave);
+    end_inside(&thread);
+    qemu_thread_join(&wide);
+    qemu_thread_join(&late);
+    g_assert_cmpint(requests_done, ==, 2);
+    model(1, 3, 47, true);
+    model(2, 11, 1, true);
+    teardown();
+}
+
+static bool always(void)
+{
+    return true;
+}
+
+static const GuestMemfdPatience no_patience = { 1000000, always };
+
+static void test_interrupted_in_queue(void)
 {
     QemuThread thread;
 
     setup();
-    GuestMemfdRange r[] = { range(0, 0, 2), range(1, 6, 4) };
-
     start_inside(&thread);
     bql_lock();
-    bql_unlock_hook = convert_block_0_and_let_go;
-    g_assert_cmpint(guest_memfd_convert(r, 2, false), ==, 0);
+    g_assert_cmpint(guest_memfd_convert_gpa(253 * page_size, page_size, false,
+                                            &no_patience), ==, -EINTR);
     bql_unlock();
+    /* It is not in anybody's way. */
+    g_assert_cmpint(convert(1, 0, 3, true), ==, 0);
+    qemu_sem_post(&leave);
     end_inside(&thread);
-    model(1, 3, 3, true);
+    model(1, 0, 7, true);
+    teardown();
+}
+
+static unsigned looks_left;
+
+static bool after_some_looks(void)
+{
+    return looks_left-- == 0;
+}
+
+/* All is as it was, and listeners have it again. */
+static void test_interrupted_while_busy(void)
+{
+    const GuestMemfdPatience p = { 1000000000, after_some_looks };
+
+    setup();
+    looks_left = 3;
+    fail_call(2, EAGAIN, 4);
+    given(0, 5, 1);
+    fail_call(2, EAGAIN, 4);
+    g_assert_cmpint(guest_memfd_convert_gpa(4 * page_size, 3 * page_size, true,
+                                            &p), ==, -EINTR);
+    expect("-0a:4+1 -0a:6+1 P0:4+1 P0:6+1=EAGAIN P0:6+1=EAGAIN "
+           "P0:6+1=EAGAIN P0:6+1=EAGAIN S0:4+1 +0a:4+1 +0a:6+1");
+    teardown();
+}
+
+/* One second is not for all: the caller says how long. */
+static void test_patience(void)
+{
+    const GuestMemfdPatience p = { 60000000, NULL };
+
+    setup();
+    fail_call(1, EAGAIN, FOREVER);
+    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size, true, &p), ==,
+                    -EAGAIN);
+    g_assert_cmpint(now_us, >=, 60000000);
+    g_assert_cmpint(now_us, <, 61000000);
+    teardown();
+}
+
+static void unregister_all(void)
+{
+    unsigned i, k;
+
+    bql_lock();
+    for (i = 0; i < BLOCKS; i++) {
+        for (k = 0; k < LISTENERS; k++) {
+            if (is_registered(&blocks[i].listeners[k])) {
+                unregister_listener(&blocks[i].listeners[k]);
+            }
+        }
+    }
+    bql_unlock();
+    bql_taken = 0;
+}
+
+/* vCPUs do not wait for the main loop where nobody has to be told. */
+static void test_nobody_listens(void)
+{
+    setup();
+    unregister_all();
+    g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
+    g_assert_cmpint(convert(0, 6, 1, false), ==, 0);
+    fail_call(3, ENOMEM, 1);
+    g_assert_cmpint(convert(1, 6, 1, true), ==, -ENOMEM);
+    expect("P0:5+4 S0:6+1 P1:6+1=ENOMEM");
+    g_assert_cmpint(bql_taken, ==, 0);
+    model(0, 5, 1, true);
+    model(0, 7, 2, true);
+    teardown();
+}
+
+/* It comes where nobody was, so the rest of the request is told to it. */
+static void register_first(unsigned block, uint64_t first, bool private)
+{
+    kernel_hook = NULL;
+    bql_lock();
+    register_listener(&blocks[0].listeners[2]);
+    bql_unlock();
+}
+
+static void test_first_listener_comes(void)
+{
+    setup();
+    unregister_all();
+    kernel_hook = register_first;
+    fail_call(1, ENOMEM, 1);
+    g_assert_cmpint(convert(0, 5, 1, true), ==, -ENOMEM);
+    expect("P0:5+1=ENOMEM +0c:5+1");
+    teardown();
+}
+
+static void test_covered_pages(void)
+{
+    setup();
+    given(0, 5, 4);
+    blocks[0].gmem.state.covered_pages = 1;
+    g_assert_cmpint(convert(0, 6, 2, false), ==, 0);
+    expect("S0:6+2 U0:6+2 +0a:6+2");
+    model(0, 5, 1, true);
+    model(0, 6, 2, false);
     teardown();
 }
 
@@ -1299,7 +1495,7 @@ static void test_gpa(const void *data)
     setup();
     sections_seen = 0;
     g_assert_cmpint(guest_memfd_convert_gpa(c->first * page_size,
-                                            c->pages * page_size, c->private),
+                                            c->pages * page_size, c->private, NULL),
                     ==, c->ret);
     expect(c->events);
     g_assert_cmpint(views, ==, 0);
@@ -1311,12 +1507,12 @@ static void test_gpa(const void *data)
 static void test_gpa_unaligned(void)
 {
     setup();
-    g_assert_cmpint(guest_memfd_convert_gpa(1, page_size, false), ==, -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size - 1, false), ==,
+    g_assert_cmpint(guest_memfd_convert_gpa(1, page_size, false, NULL), ==, -EINVAL);
+    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size - 1, false, NULL), ==,
                     -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size + 1, true), ==,
+    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size + 1, true, NULL), ==,
                     -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(page_size / 2, page_size, true),
+    g_assert_cmpint(guest_memfd_convert_gpa(page_size / 2, page_size, true, NULL),
                     ==, -EINVAL);
     expect("");
     teardown();
@@ -1326,7 +1522,7 @@ static void test_gpa_cost(void)
 {
     setup();
     sections_seen = 0;
-    g_assert_cmpint(guest_memfd_convert_gpa(P(7), P(3), true), ==, 0);
+    g_assert_cmpint(guest_memfd_convert_gpa(P(7), P(3), true, NULL), ==, 0);
     model(0, 7, 3, true);
     g_assert_cmpint(sections_seen, ==, 2);
     teardown();
@@ -1339,7 +1535,7 @@ static void test_gpa_all_shared(void)
     given(1, 130, 3);
     given(2, 75, 1);
     given(2, 140, 1);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, ALL * page_size, false), ==, 0);
+    g_assert_cmpint(guest_memfd_convert_gpa(0, ALL * page_size, false, NULL), ==, 0);
     expect("S0:10+2 S1:130+3 S2:75+1 "
            "+0a:10+2 +1a:130+3 +2a:75+1 +2b:75+1");
     model(0, 10, 2, false);
@@ -1352,19 +1548,39 @@ static void test_gpa_all_or_nothing(void)
 {
     setup();
     fail_call(2, ENOMEM, 1);
-    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), true), ==, -ENOMEM);
+    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), true, NULL), ==, -ENOMEM);
     expect("-1a:48+2 -1b:48+2 -2a:10+2 P1:48+2 P2:10+2=ENOMEM S1:48+2 "
            "+1a:48+2 +1b:48+2 +2a:10+2");
     teardown();
 }
 
 /* The same pages at two addresses */
+static void test_gpa_separate(void)
+{
+    setup();
+    separate = true;
+    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), true, NULL), ==, 0);
+    expect("Q298+2P Q300+2P");
+    /* What is there becomes shared; where nothing is, it is. */
+    g_assert_cmpint(guest_memfd_convert_gpa(P(120), P(60), false, NULL), ==,
+                    0);
+    expect("");
+    g_assert_cmpint(guest_memfd_convert_gpa(P(120), P(60), true, NULL), ==,
+                    -EINVAL);
+    fail_call(4, EIO, 1);
+    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), false, NULL), ==,
+                    -EIO);
+    expect("Q298+2S Q300+2S=ERROR Q298+2P");
+    separate = false;
+    teardown();
+}
+
 static void test_gpa_alias_twice(void)
 {
     setup();
-    g_assert_cmpint(guest_memfd_convert_gpa(P(50), P(50), true), ==, 0);
+    g_assert_cmpint(guest_memfd_convert_gpa(P(50), P(50), true, NULL), ==, 0);
     expect("-0a:50+50 -0b:50+50 P0:50+50");
-    g_assert_cmpint(guest_memfd_convert_gpa(P(0), P(250), false), ==, 0);
+    g_assert_cmpint(guest_memfd_convert_gpa(P(0), P(250), false, NULL), ==, 0);
     expect("S0:50+50 +0a:50+50 +0b:50+50");
     teardown();
 }
@@ -1722,7 +1938,14 @@ static const struct {
     { "a listener that comes meanwhile maps nothing on its way",
       test_listener_comes },
     { "who waits gives up the BQL", test_waits_without_bql },
-    { "who waits has claimed nothing", test_claims_nothing_while_it_waits },
+    { "who comes first is served first", test_first_come },
+    { "who waits can be interrupted", test_interrupted_in_queue },
+    { "who tries again can be interrupted", test_interrupted_while_busy },
+    { "the caller's patience counts", test_patience },
+    { "nobody listens: the BQL is not taken", test_nobody_listens },
+    { "the first listener comes meanwhile", test_first_listener_comes },
+    { "covered pages are uncovered first", test_covered_pages },
+    { "gpa: separate memory", test_gpa_separate },
     { "disjoint requests run in parallel", test_parallel },
     { "gpa: not aligned", test_gpa_unaligned },
     { "gpa: what is behind the range is not looked at", test_gpa_cost },

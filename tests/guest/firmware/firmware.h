@@ -64,6 +64,10 @@ struct Command {
     bool convert;               /* not only writes and checks */
     int method;                 /* enum Method */
     int preserve;               /* conversions keep contents */
+    uint64_t patience;          /* with devices, in millions of TSC cycles */
+    int device;                 /* which of device_names */
+    int in;                     /* to memory, else from it */
+    int rings;                  /* the device's rings are there, too */
     int depth;                  /* loops around it */
     const Command *other_end;   /* of a loop */
 };
@@ -93,6 +97,14 @@ void say_done(int cpu);
 /* Real-mode code that does not care where it is. */
 extern const char start16[], start16_end[], hypercall[];
 extern const char exception_stubs[];
+
+/* --- fw_cfg.c: the emulator's files --- */
+
+/* *key: what to select.  Returns the size in bytes, or 0. */
+uint32_t fw_cfg_find(const char *name, uint16_t *key);
+void fw_cfg_select(uint16_t key);
+/* Of what is selected, from where the last one ended. */
+void fw_cfg_read(void *to, uint32_t size);
 
 /* --- main.c: processors --- */
 
@@ -131,6 +143,8 @@ extern const char *const state_names[];
 extern const Verb verbs[];      /* the last one has no name */
 
 void run_list(int number);
+/* Has a vCPU come to a barrier, and not passed it yet? */
+bool somebody_waits(void);
 
 /* --- memory.c: contents and state of guest memory --- */
 
@@ -163,5 +177,17 @@ uint64_t scramble(uint64_t x);
 /* --- random.c --- */
 
 void run_random(Cpu *cpu, const Command *c);
+
+/* --- hostile.c --- */
+
+void run_hostile(Cpu *cpu, const Command *c);
+
+/* --- dma.c --- */
+
+/* The last one is NULL. */
+extern const char *const device_names[];
+
+void run_dma(Cpu *cpu, const Command *c);
+void run_alternate(Cpu *cpu, const Command *c);
 
 #endif

@@ -39,30 +39,33 @@ static inline uint32_t port_in(uint16_t port, int size)
     return value;
 }
 
-/* One plain access to RAM or MMIO.  @size: bytes, 1, 2, 4 or 8 */
+/*
+ * One access to RAM or MMIO, and what a device sees is in that order.  @size:
+ * bytes, 1, 2, 4 or 8
+ */
 static inline void store(uint64_t gpa, int size, uint64_t value)
 {
     if (size == 1) {
-        __atomic_store_n((uint8_t *)gpa, value, __ATOMIC_RELAXED);
+        __atomic_store_n((uint8_t *)gpa, value, __ATOMIC_RELEASE);
     } else if (size == 2) {
-        __atomic_store_n((uint16_t *)gpa, value, __ATOMIC_RELAXED);
+        __atomic_store_n((uint16_t *)gpa, value, __ATOMIC_RELEASE);
     } else if (size == 4) {
-        __atomic_store_n((uint32_t *)gpa, value, __ATOMIC_RELAXED);
+        __atomic_store_n((uint32_t *)gpa, value, __ATOMIC_RELEASE);
     } else {
-        __atomic_store_n((uint64_t *)gpa, value, __ATOMIC_RELAXED);
+        __atomic_store_n((uint64_t *)gpa, value, __ATOMIC_RELEASE);
     }
 }
 
 static inline uint64_t load(uint64_t gpa, int size)
 {
     if (size == 1) {
-        return __atomic_load_n((uint8_t *)gpa, __ATOMIC_RELAXED);
+        return __atomic_load_n((uint8_t *)gpa, __ATOMIC_ACQUIRE);
     } else if (size == 2) {
-        return __atomic_load_n((uint16_t *)gpa, __ATOMIC_RELAXED);
+        return __atomic_load_n((uint16_t *)gpa, __ATOMIC_ACQUIRE);
     } else if (size == 4) {
-        return __atomic_load_n((uint32_t *)gpa, __ATOMIC_RELAXED);
+        return __atomic_load_n((uint32_t *)gpa, __ATOMIC_ACQUIRE);
     }
-    return __atomic_load_n((uint64_t *)gpa, __ATOMIC_RELAXED);
+    return __atomic_load_n((uint64_t *)gpa, __ATOMIC_ACQUIRE);
 }
 
 #endif

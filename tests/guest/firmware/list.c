@@ -9,6 +9,7 @@
 #include "firmware.h"
 
 #define MAX_COMMANDS 1024
+#define PATIENCE 10000          /* more than a second */
 
 /* Ends within the text, so it is no C string. */
 typedef struct Word {
@@ -213,6 +214,8 @@ static bool next_kind(Line *line, char kind, Command *c, uint64_t **arg)
     static const char *const access[] = { "shared", "private", NULL };
     static const char *const methods[] = { "auto", "port", "vmmcall", NULL };
     static const char *const off_on[] = { "off", "on", NULL };
+    static const char *const out_in[] = { "out", "in", NULL };
+    static const char *const targets[] = { "buffer", "rings", NULL };
 
     switch (kind) {
     case 'n':
@@ -237,6 +240,14 @@ static bool next_kind(Line *line, char kind, Command *c, uint64_t **arg)
         return next_choice(line, off_on, &c->preserve);
     case 'C':
         return next_cpu(line, &c->cpus);
+    case 't':
+        return next_number(line, &c->patience);
+    case 'D':
+        return next_choice(line, device_names, &c->device);
+    case 'd':
+        return next_choice(line, out_in, &c->in);
+    case 'R':
+        return next_choice(line, targets, &c->rings);
     case 'e':
         return next_expectation(line, c);
     default:                    /* 'l' */
@@ -326,6 +337,7 @@ bool parse_list(const char *text, uint32_t size)
     int number, depth = 0;
 
     c->cpus = 1;
+    c->patience = PATIENCE;
     for (number = 1; text < end; number++) {
         Line line = cut_line(&text, end, number);
         Word word = next_word(&line);
@@ -344,6 +356,7 @@ bool parse_list(const char *text, uint32_t size)
             c[1].cpus = c->cpus;
             c[1].method = c->method;
             c[1].preserve = c->preserve;
+            c[1].patience = c->patience;
             c++;
         }
     }

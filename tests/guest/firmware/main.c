@@ -7,11 +7,7 @@
 #include "firmware.h"
 #include "io.h"
 
-#define FW_CFG_SELECT   0x510
-#define FW_CFG_DATA     0x511
 #define FW_CFG_CPUS     0x05            /* two bytes, little-endian */
-#define FW_CFG_FILES    0x19            /* numbers in there are big-endian */
-#define FW_CFG_NAME     56
 #define LIST_NAME       "opt/guest-memfd/commands"
 #define LIST_SIZE       0x8000
 
@@ -111,60 +107,19 @@ static void take_exceptions(void)
     asm volatile("lidt %0" : : "m"(table));
 }
 
-static void fw_cfg_read(void *to, uint32_t size)
-{
-    uint8_t *p = to;
-
-    while (size--) {
-        *p++ = port_in(FW_CFG_DATA, 1);
-    }
-}
-
-static uint32_t fw_cfg_read_number(int bytes)
-{
-    uint32_t n = 0;
-
-    while (bytes--) {
-        n = n << 8 | port_in(FW_CFG_DATA, 1);
-    }
-    return n;
-}
-
-/* Selects the file.  Returns its size, or 0. */
-static uint32_t fw_cfg_open(const char *wanted)
-{
-    char name[FW_CFG_NAME];
-    uint32_t files, size, i;
-    uint16_t key;
-
-    port_out(FW_CFG_SELECT, 2, FW_CFG_FILES);
-    for (files = fw_cfg_read_number(4); files; files--) {
-        size = fw_cfg_read_number(4);
-        key = fw_cfg_read_number(2);
-        fw_cfg_read_number(2);
-        fw_cfg_read(name, sizeof(name));
-        i = 0;
-        while (wanted[i] && wanted[i] == name[i]) {
-            i++;
-        }
-        if (wanted[i] == name[i]) {
-            port_out(FW_CFG_SELECT, 2, key);
-            return size;
-        }
-    }
-    return 0;
-}
-
 static void count_cpus(void)
 {
-    port_out(FW_CFG_SELECT, 2, FW_CFG_CPUS);
-    cpus = port_in(FW_CFG_DATA, 1);
-    cpus |= port_in(FW_CFG_DATA, 1) << 8;
+    uint16_t count;
+
+    fw_cfg_select(FW_CFG_CPUS);
+    fw_cfg_read(&count, sizeof(count));
+    cpus = count;
 }
 
 static bool read_list(void)
 {
-    uint32_t size = fw_cfg_open(LIST_NAME);
+    uint16_t key;
+    uint32_t size = fw_cfg_find(LIST_NAME, &key);
 
     if (!size) {
         fail(0, NULL, "fw_cfg has nothing in " LIST_NAME);
@@ -174,6 +129,7 @@ static bool read_list(void)
         fail(0, NULL, "the list has more than %d bytes", LIST_SIZE);
         return false;
     }
+    fw_cfg_select(key);
     fw_cfg_read(list_text, size);
     return parse_list(list_text, size);
 }

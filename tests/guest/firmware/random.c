@@ -11,7 +11,6 @@
 #define MAX_TOGETHER    16              /* pages in a step */
 #define MAX_STEPS       1000000000
 #define STRIDE          512             /* 8 words a page */
-#define EAGAIN          11
 
 /* What is known of a page. */
 typedef struct PageRecord {

@@ -137,9 +137,16 @@ static void run_mmio_write(Cpu *cpu, const Command *c)
     ok(cpu->number, c);
 }
 
+/* At a barrier. */
+static int arrived;
+
+bool somebody_waits(void)
+{
+    return __atomic_load_n(&arrived, __ATOMIC_ACQUIRE);
+}
+
 static void run_barrier(Cpu *cpu, const Command *c)
 {
-    static int arrived;
     static uint32_t times;
     uint32_t before = __atomic_load_n(&times, __ATOMIC_ACQUIRE);
 
@@ -217,6 +224,10 @@ static void run_shutdown(Cpu *cpu, const Command *c)
  *   l   nothing, or "no-convert"
  *   C   number of a vCPU, or "all"
  *   H   "auto", "port" or "vmmcall"
+ *   t   a number of millions of cycles
+ *   D   a device, one of device_names
+ *   R   "buffer" or "rings"
+ *   d   "in" or "out"
  *   P   "on" or "off"
  */
 const Verb verbs[] = {
@@ -226,6 +237,8 @@ const Verb verbs[] = {
     { "hypercall-by", "H" },
     /* Does a conversion keep contents?  Without it, no. */
     { "preserve", "P" },
+    /* How long "dma" waits for a device; without it, seconds. */
+    { "patience", "t" },
 
     /* For all vCPUs, whatever "cpu" says. */
     { "barrier", "", run_barrier, FOR_ALL },
@@ -243,6 +256,21 @@ const Verb verbs[] = {
     { "state", "rS", run_state },
     /* Seed, number of steps, range. */
     { "random", "nnwl", run_random },
+    /* The same, of odd requests; with "expect" all are answered like that. */
+    { "hostile", "nnwe", run_hostile },
+    /*
+     * Seed, range.  Until another vCPU is at a barrier: convert parts of it,
+     * and write to those that are private now.
+     */
+    { "alternate", "nw", run_alternate },
+
+    /*
+     * Device, what is in the range, range, direction, how many times.  "in" is
+     * to memory.  The device's rings take the first 4 pages, or none.  Nothing
+     * is wrong with a transfer that fails, unless a number of those that do
+     * not is expected.
+     */
+    { "dma", "DRwdne", run_dma },
 
     { "in", "npe", run_in },
     { "out", "npn", run_out },

@@ -14,9 +14,14 @@
  */
 #define MODEL_PORT      0x5a0
 #define MODEL_PRESENT   0x53
-/* The hypercall, by its number.  RBX: gpa, RCX: pages, RSI: attributes */
+/*
+ * The hypercall, by its number.  RBX: gpa, RCX: pages, RSI: attributes.  KVM
+ * answers with negative numbers where it answers by itself.
+ */
 #define MAP_GPA_RANGE   12
 #define MAP_PRIVATE     0x10
+#define EAGAIN          11
+#define EINVAL          22
 /* RBX: gpa, RCX: pages, RSI: 1 if this vCPU takes them to be private, or 0 */
 #define MODEL_ACCESS    1
 /* RBX: gpa; the answer is one of enum State */

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Devices that transfer to and from a guest's memory, in either state.
+
+The guest is tests/guest/firmware, which has drivers; it runs in kvm mode on
+the model of the kernel, as an SNP guest whose memory is converted in place.
+"""
+import array
+import os
+import re
+import struct
+
+from firmware import Guest
+from gmemlab.machine import GUEST_MEMFD, TIMEOUT
+from test_simkvm import PAGE, KvmModeTest
+
+# Where data is; before it are the device's rings, if they are moved as well.
+DATA = 0x1004000
+PAGES = 4
+RING_PAGES = 4
+RINGS = DATA - RING_PAGES * PAGE
+RANGES = {'buffer': f'{DATA:#x} {PAGES}',
+          'rings': f'{RINGS:#x} {RING_PAGES + PAGES}'}
+ALL = RANGES['rings']
+# Another page.
+ASIDE = 0x1800000
+
+DISKS = 'virtio-blk', 'nvme', 'ahci'
+NICS = 'virtio-net', 'e1000e'
+NAMES = *DISKS, *NICS, 'fw_cfg'
+# Of a disk, bytes: where "out" goes to, and its size
+OUT = 1 << 20
+DISK_SIZE = 2 << 20
+# Bytes of each page that are sent as a frame; and what is in front of one that
+# is received.
+FRAME_SIZE = 1024
+FRAME_AT = {'virtio-net': 12, 'e1000e': 0}
+# Its first bytes, if it is the answer to the drivers' request.
+ANSWER = struct.unpack('<Q', bytes.fromhex('5254000000015255'))[0]
+
+
+def scramble(x):
+    """As the firmware's."""
+    x = (x + 1) * 0xd6e8feb86659fd93 % 2**64
+    x = (x ^ x >> 32) * 0xd6e8feb86659fd93 % 2**64
+    return x ^ x >> 32
+
+
+def words(gpa, pages, seed):
+    """What the firmware's "write" puts there."""
+    first, step = scramble(seed), 0x9e3779b97f4a7c15
+    return [(first + n * step) % 2**64
+            for n in range(gpa // 8, (gpa + pages * PAGE) // 8)]
+
+
+def contents(gpa, pages, seed):
+    """The same, as bytes."""
+    return struct.pack(f'<{pages * PAGE // 8}Q', *words(gpa, pages, seed))
+
+
+def dma(name, where, direction, count, expect=None, ranges=None):
+    """The command."""
+    return (f'dma {name} {where} {(ranges or RANGES)[where]} {direction} '
+            f'{count}' + (f' expect {expect}\n' if expect is not None else
+                          '\n'))
+
+
+class Devices:
+    """Devices of a guest, and what they emit, in files.
+
+    @data: what "in" reads from disks and from fw_cfg; if there is none, fw_cfg
+           has what was written to it
+    @blk: properties of virtio-blk, each after a comma
+    @aio: how disks are read
+    """
+
+    def __init__(self, directory, names=NAMES, data=b'', blk='', aio='threads'):
+        self.path = os.path.join(directory, '')
+        self.args = []
+        for name in names:
+            path = self.path + name
+            node = f'driver=raw,node-name={name},file.driver=file,' \
+                   f'file.filename={path},file.aio={aio}'
+            net = f'user,id={name},ipv6=off,restrict=on'
+            dump = f'filter-dump,id=dump-{name},netdev={name},file={path}'
+            virtio = 'disable-legacy=on,iommu_platform=on'
+            if name in DISKS:
+                with open(path, 'wb') as f:
+                    f.write(data)
+                    f.truncate(DISK_SIZE)
+                self.args += ['-blockdev', node]
+            elif name in NICS:
+                self.args += ['-netdev', net, '-object', dump]
+            elif data:
+                with open(path, 'wb') as f:
+                    f.write(data)
+                self.args += ['-fw_cfg', 'name=opt/guest-memfd/data,file=' +
+                              path]
+            self.args += ['-device', {
+                'virtio-blk': f'virtio-blk-pci,drive={name},{virtio}{blk}',
+                'nvme': f'nvme,drive={name},serial=1',
+                'ahci': f'ide-hd,drive={name},bus=ide.0',
+                'virtio-net': f'virtio-net-pci,netdev={name},romfile=,'
+                              f'{virtio}',
+                'e1000e': f'e1000e,netdev={name},romfile=',
+                'fw_cfg': 'vmcoreinfo'}[name]]
+
+    def emitted(self, name):
+        """Bytes: what a disk or a network has got."""
+        with open(self.path + name, 'rb') as f:
+            return f.read()
+
+
+def words_in(data, wanted):
+    """Those of @wanted that are in there, binary or as hexadecimal text."""
+    found = {int(text, 16) for text in re.findall(rb'[0-9a-f]{8,16}', data)}
+    for start in range(8):
+        end = start + (len(data) - start) // 8 * 8
+        found |= wanted.intersection(array.array('Q', data[start:end]))
+    return found & wanted
+
+
+class DmaTest(KvmModeTest):
+    """Starts guests with devices."""
+
+    CONFIG = 'generation g2'
+    BACKEND = GUEST_MEMFD
+
+    def run_dma(self, commands, devices, seconds=TIMEOUT, **kwargs):
+        """An SNP guest, at the end of its list; nothing went wrong."""
+        self.log = os.path.join(self.dir, 'log')
+        guest = self.launch(self.snp(commands, args=[
+            *devices.args, '-d', 'guest_errors', '-D', self.log], **kwargs))
+        guest.wait_done(seconds=seconds)
+        self.assertEqual(guest.failures(), [], guest.output())
+        guest.assert_runs()
+        return guest
+
+    def outcomes(self, guest):
+        """How many transfers were (done, failed, lost, not started)."""
+        rows = re.findall(r' ok dma .*: (\d+) done, (\d+) failed, (\d+) lost, '
+                          r'(\d+) not started\n', guest.output())
+        return [sum(map(int, column)) for column in zip(*rows)]
+
+
+class SharedMemory(DmaTest):
+    """Devices work; else it would be no proof that they do not."""
+
+    def commands(self, where):
+        """Each of them reads and writes, and the guest checks the latter."""
+        text = ''
+        for name in NAMES:
+            text += f'write {DATA:#x} {PAGES} 9\n'
+            text += dma(name, where, 'in', 3, 3)
+            if name in NICS:
+                text += ''.join(
+                    f'mmio-read {gpa + FRAME_AT[name]:#x} 8 expect {ANSWER}\n'
+                    for gpa in range(DATA, DATA + PAGES * PAGE, PAGE))
+            else:
+                text += f'check {DATA:#x} {PAGES} 1\n'
+            text += f'write {DATA:#x} {PAGES} 2\n'
+            text += dma(name, where, 'out', 3, 3)
+        return text
+
+    def check(self, devices):
+        """What they have read is where it should be."""
+        data = contents(DATA, PAGES, 2)
+        for name in DISKS:
+            disk = devices.emitted(name)
+            self.assertEqual(disk[OUT:OUT + len(data)], data, name)
+            self.assertEqual(disk[:len(data)], contents(DATA, PAGES, 1), name)
+        for name in NICS:
+            frames = devices.emitted(name)
+            for start in range(0, len(data), PAGE):
+                self.assertEqual(
+                    frames.count(data[start:start + FRAME_SIZE]), 3, name)
+
+    def test_of_an_ordinary_guest(self):
+        for where in RANGES:
+            with self.subTest(where=where):
+                devices = Devices(self.dir, data=contents(DATA, PAGES, 1))
+                guest = self.launch(Guest(
+                    self.dir, self.firmware, self.commands(where), name=where,
+                    args=devices.args))
+                guest.wait_done()
+                self.assertEqual(guest.failures(), [], guest.output())
+                self.check(devices)
+                guest.shutdown()
+
+    def test_of_a_guest_with_private_memory(self):
+        for where in RANGES:
+            with self.subTest(where=where):
+                devices = Devices(self.dir, data=contents(DATA, PAGES, 1))
+                guest = self.run_dma(
+                    f'convert {ALL} shared\n' + self.commands(where), devices,
+                    name=where)
+                self.check(devices)
+                self.assertEqual(guest.end()['host-touches'], 0)
+
+    def test_fw_cfg_has_what_was_written(self):
+        word, = words(DATA, 1, 2)[1:2]
+        self.run_dma(f'convert {ALL} shared\nwrite {DATA:#x} 1 2\n' +
+                     dma('fw_cfg', 'buffer', 'out', 1, 1) +
+                     f'write {DATA:#x} 1 9\n' +
+                     dma('fw_cfg', 'rings', 'in', 1, 1) +
+                     f'mmio-read {DATA + 8:#x} 8 expect {word}\n',
+                     Devices(self.dir, ['fw_cfg']))
