@@ -54,11 +54,21 @@ static void describe_pages(GuestMemfd *gmem, GuestMemfdBlock *block)
     uint64_t private_pages = 0;
 
     if (gmem->state.private) {
-        QEMU_LOCK_GUARD(&gmem->state.lock);
-        private_pages = gmem->state.private_pages;
-        block->counters->pages_to_private = gmem->state.to_private;
-        block->counters->pages_to_shared = gmem->state.to_shared;
-        block->counters->busy = gmem->state.busy;
+        GuestMemfdState *s = &gmem->state;
+        GuestMemfdCounters *c = block->counters;
+
+        WITH_QEMU_LOCK_GUARD(&s->lock) {
+            private_pages = s->private_pages;
+            c->pages_to_private = s->to_private;
+            c->pages_to_shared = s->to_shared;
+            c->busy = s->busy;
+            c->has_busy_offset = s->busy;
+            c->busy_offset = s->busy_page * qemu_real_host_page_size();
+        }
+        c->denied = qatomic_read(&s->denied);
+        qemu_spin_lock(&s->access_lock);
+        c->touched = s->touched;
+        qemu_spin_unlock(&s->access_lock);
     }
     block->q_private = private_pages * qemu_real_host_page_size();
     block->shared = block->size - block->q_private;
@@ -193,6 +203,13 @@ static void print_block(Monitor *mon, const GuestMemfdBlock *block)
                        block->counters->pages_to_private,
                        block->counters->pages_to_shared,
                        block->counters->busy);
+        monitor_printf(mon, "  devices denied %" PRIu64 " times, touched "
+                       "private pages %" PRIu64 " times\n",
+                       block->counters->denied, block->counters->touched);
+        if (block->counters->has_busy_offset) {
+            monitor_printf(mon, "  busy last: offset 0x%" PRIx64 "\n",
+                           block->counters->busy_offset);
+        }
     }
     for (s = block->slots; s; s = s->next) {
         print_slot(mon, s->value);

@@ -966,6 +966,7 @@ static int convert_separate(const GpaRequest *g, bool to_private)
         qatomic_inc(&conversions);
     }
     if (ret) {
+        /* The last may have got half-way; to convert it back does no harm. */
         while (i--) {
             const GpaRange *part = &g_array_index(g->ranges, GpaRange, i);
 
