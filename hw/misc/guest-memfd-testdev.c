@@ -33,8 +33,7 @@
  * @check: compares everything: the books with what the memory's manager says,
  *         with QEMU's state of pages, and with what can be read.  A page that
  *         is private must be unreadable, or read as zeros.  Returns the first
- *         difference, or "".  If a conversion of a block is under way, a page
- *         of it that is neither mapped nor private is none
+ *         difference, or "".  For times when nobody converts
  * @digest: of the private pages by QEMU's state of pages: SHA-256, in hex, of
  *          a line "GPA SIZE\n" for each run of private pages in guest physical
  *          memory, in order.  Both are bytes in hex without 0x ("%x").  A run
@@ -185,35 +184,20 @@ static bool find_telltale(const TestSection *s, uint64_t first, uint64_t end,
 /*
  * Which pages of the section are private, a bit a page; the caller owns it.
  * NULL if there is no such state.
- * @quiet: set if no conversion of the block is under way
  */
-static unsigned long *private_pages(const TestSection *s, bool *quiet)
+static unsigned long *private_pages(const TestSection *s)
 {
     GuestMemfdState *state;
     unsigned long *private;
 
-    *quiet = true;
     if (!s->gmem) {
         return NULL;
     }
     state = &s->gmem->state;
     private = bitmap_new(s->pages);
     QEMU_LOCK_GUARD(&state->lock);
-    *quiet = QTAILQ_EMPTY(&state->claims);
     bitmap_copy_with_src_offset(private, state->private, s->first, s->pages);
     return private;
-}
-
-/*
- * Is the page private, and no conversion under way?  If this is so after a
- * look at the page, it was so before: it becomes private with the BQL only.
- */
-static bool is_private(const TestSection *s, uint64_t page)
-{
-    bool quiet;
-    g_autofree unsigned long *private = private_pages(s, &quiet);
-
-    return quiet && test_bit(page, private);
 }
 
 /* Sets @first and @end to pages of the section. */
@@ -358,11 +342,14 @@ static char *compare_with_manager(TestSection *s)
     return NULL;
 }
 
-/* The same, for the state of pages. */
-static char *compare_with_state(TestSection *s)
+/*
+ * The same, for the state of pages.
+ * @quiet: nobody converts; else a page that was made shared may not be mapped
+ *         yet
+ */
+static char *compare_with_state(TestSection *s, bool quiet)
 {
-    bool quiet;
-    g_autofree unsigned long *private = private_pages(s, &quiet);
+    g_autofree unsigned long *private = private_pages(s);
     uint64_t page;
 
     for (page = 0; private && page < s->pages; page++) {
@@ -384,8 +371,7 @@ static char *compare_with_state(TestSection *s)
 /* The same, for what can be read. */
 static char *compare_with_memory(TestSection *s)
 {
-    bool quiet;
-    g_autofree unsigned long *private = private_pages(s, &quiet);
+    g_autofree unsigned long *private = private_pages(s);
     uint64_t first, end, page;
 
     for (first = find_first_bit(s->mapped, s->pages); first < s->pages;
@@ -396,11 +382,10 @@ static char *compare_with_memory(TestSection *s)
                                    "be read", gpa_of(s, page));
         }
     }
-    for (first = private && quiet ? find_first_bit(private, s->pages)
-                                  : s->pages;
+    for (first = private ? find_first_bit(private, s->pages) : s->pages;
          first < s->pages; first = find_next_bit(private, s->pages, end)) {
         end = find_next_zero_bit(private, s->pages, first);
-        if (find_telltale(s, first, end, &page) && is_private(s, page)) {
+        if (find_telltale(s, first, end, &page)) {
             return g_strdup_printf("0x%" HWADDR_PRIx " is private, but can be "
                                    "read", gpa_of(s, page));
         }
@@ -444,7 +429,7 @@ static void region_add(MemoryListener *listener, MemoryRegionSection *section)
     ram_discard_manager_register_listener(
         memory_region_get_ram_discard_manager(s->mr), &s->listener, section);
     s->registering = false;
-    difference = compare_with_manager(s) ?: compare_with_state(s);
+    difference = compare_with_manager(s) ?: compare_with_state(s, false);
     if (difference) {
         broken(t, "after registration %s", difference);
     }
@@ -545,7 +530,8 @@ static char *get_check(Object *obj, Error **errp)
         return NULL;
     }
     QLIST_FOREACH(s, &t->sections, next) {
-        char *difference = compare_with_manager(s) ?: compare_with_state(s) ?:
+        char *difference = compare_with_manager(s) ?:
+                           compare_with_state(s, true) ?:
                            compare_with_memory(s);
 
         if (difference) {
@@ -587,8 +573,7 @@ static char *get_digest(Object *obj, Error **errp)
         sections = g_slist_insert_sorted(sections, s, compare_gpa);
     }
     for (l = sections; l; l = l->next) {
-        bool quiet;
-        g_autofree unsigned long *private = private_pages(l->data, &quiet);
+        g_autofree unsigned long *private = private_pages(l->data);
         uint64_t first, next;
 
         s = l->data;
