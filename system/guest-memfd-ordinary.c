@@ -37,6 +37,10 @@ void guest_memfd_state_destroy(GuestMemfd *gmem)
 {
 }
 
+void guest_memfd_access_init(void)
+{
+}
+
 bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size)
 {
     return false;

@@ -1,0 +1,425 @@
+/*
+ * Access to pages of a guest_memfd that may be private
+ *
+ * The file is an ordinary one.  A page that is private is one beyond its end:
+ * its touch raises SIGBUS just the same.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#include "block/aio.h"
+#include "hw/core/cpu.h"
+#include "monitor/monitor.h"
+#include "qapi/error.h"
+#include "qemu/bitmap.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "system/guest-memfd.h"
+#include "system/guest-memfd-access.h"
+#include "system/guest-memfd-compat.h"
+#include "system/kvm.h"
+#include "system/memory-internal.h"
+
+#define PAGES 4096
+
+static GuestMemfd gmem;
+static GuestMemfds list = QTAILQ_HEAD_INITIALIZER(list);
+static RAMBlock rb;
+static MemoryRegion mr;
+static RamBlockAttributes attributes;
+static uint64_t page_size;
+static void *hardware_error;
+
+__thread CPUState *current_cpu;
+const MemoryRegionOps unassigned_mem_ops;
+
+/* Stand-ins */
+
+GuestMemfd *guest_memfd_from_host(const void *host)
+{
+    return (uintptr_t)host - (uintptr_t)gmem.host < gmem.size ? &gmem : NULL;
+}
+
+const GuestMemfds *guest_memfd_list(void)
+{
+    return &list;
+}
+
+const char *memory_region_name(const MemoryRegion *region)
+{
+    return "ram";
+}
+
+void memory_region_init_io(MemoryRegion *region, Object *owner,
+                           const MemoryRegionOps *ops, void *opaque,
+                           const char *name, uint64_t size)
+{
+    g_assert_true(ops == &unassigned_mem_ops);
+}
+
+void memory_region_enable_lockless_io(MemoryRegion *region)
+{
+}
+
+int kvm_on_sigbus(int code, void *addr)
+{
+    g_assert_cmpint(code, ==, BUS_MCEERR_AO);
+    hardware_error = addr;
+    return 0;
+}
+
+int error_vprintf(const char *fmt, va_list ap)
+{
+    return 0;
+}
+
+int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+{
+    return 0;
+}
+
+static void on_sigbus(int signal, siginfo_t *info, void *context)
+{
+    if (!guest_memfd_on_sigbus(info->si_code, info->si_addr)) {
+        _exit(99);
+    }
+}
+
+/* The end of the file is page @n: what is behind it is private. */
+static void set_shared(uint64_t n)
+{
+    g_assert_cmpint(ftruncate(rb.fd, n * page_size), ==, 0);
+}
+
+static void set_shown(uint64_t first, uint64_t n, bool shown)
+{
+    if (shown) {
+        qemu_spin_lock(&gmem.state.access_lock);
+        guest_memfd_uncover(&gmem, first, first + n);
+        bitmap_set_atomic(attributes.bitmap, first, n);
+        qemu_spin_unlock(&gmem.state.access_lock);
+    } else {
+        bitmap_test_and_clear_atomic(attributes.bitmap, first, n);
+    }
+}
+
+static void main_loop(void)
+{
+    while (aio_poll(qemu_get_aio_context(), false)) {
+        /* Until nothing is left. */
+    }
+}
+
+static volatile uint8_t *at(uint64_t page)
+{
+    return (uint8_t *)gmem.host + page * page_size;
+}
+
+static unsigned mappings(void)
+{
+    g_autofree char *maps = NULL;
+    unsigned n = 0;
+    const char *p;
+
+    g_assert_true(g_file_get_contents("/proc/self/maps", &maps, NULL, NULL));
+    for (p = maps; (p = strchr(p, '\n')); p++) {
+        n++;
+    }
+    return n;
+}
+
+static void setup(void)
+{
+    struct sigaction action = {
+        .sa_flags = SA_SIGINFO,
+        .sa_sigaction = on_sigbus,
+    };
+
+    memset(&gmem, 0, sizeof(gmem));
+    gmem.size = PAGES * page_size;
+    gmem.rb = &rb;
+    gmem.dump = true;
+    qemu_spin_init(&gmem.state.access_lock);
+    gmem.state.pages = PAGES;
+    gmem.state.private = bitmap_new(PAGES);
+    attributes.bitmap = bitmap_new(PAGES);
+    bitmap_set(attributes.bitmap, 0, PAGES);
+    rb.attributes = &attributes;
+    rb.gmem = &gmem;
+    rb.fd = memfd_create("test", MFD_CLOEXEC);
+    set_shared(PAGES);
+    mr.ram_block = &rb;
+    rb.mr = &mr;
+    gmem.host = mmap(NULL, gmem.size, PROT_READ | PROT_WRITE, MAP_SHARED,
+                     rb.fd, 0);
+    g_assert_true(gmem.host != MAP_FAILED);
+    madvise(gmem.host, gmem.size, MADV_DONTFORK);
+    madvise(gmem.host, gmem.size, MADV_HUGEPAGE);
+    QTAILQ_INSERT_TAIL(&list, &gmem, next);
+    sigaction(SIGBUS, &action, NULL);
+    guest_memfd_access_init();
+}
+
+static void teardown(void)
+{
+    QTAILQ_REMOVE(&list, &gmem, next);
+    munmap(gmem.host, gmem.size);
+    close(rb.fd);
+    g_free(gmem.state.private);
+    g_free(attributes.bitmap);
+    signal(SIGBUS, SIG_DFL);
+}
+
+/* The check */
+
+static void expect_translated(uint64_t offset, uint64_t len, bool shown,
+                              uint64_t wanted)
+{
+    MemoryRegion *to = guest_memfd_translated(&mr, offset, &len);
+
+    g_assert_true(to == (shown ? &mr : guest_memfd_no_access()));
+    g_assert_cmphex(len, ==, wanted);
+}
+
+static void test_translation(void)
+{
+    const uint64_t p = page_size;
+    uint64_t first, n, i;
+
+    setup();
+    expect_translated(5, 100, true, 100);
+    expect_translated(0, UINT64_MAX, true, PAGES * p);
+    expect_translated(PAGES * p + 5, 7, true, 7);
+    expect_translated(5, 0, true, 0);
+    for (i = 0; i < 200; i++) {
+        first = 60 + i % 70;
+        n = 1 + i;
+        set_shown(first, n, false);
+        /* Up to it, into it, all of it, beyond it. */
+        expect_translated((first - 2) * p + 5, 2 * p - 5, true, 2 * p - 5);
+        expect_translated((first - 2) * p + 5, 2 * p, true, 2 * p - 5);
+        expect_translated((first - 1) * p, UINT64_MAX, true, p);
+        expect_translated(first * p + 1, 1, false, 1);
+        expect_translated(first * p, n * p, false, n * p);
+        expect_translated(first * p, n * p + 1, false, n * p);
+        expect_translated((first + n) * p - 1, 2, false, 1);
+        expect_translated((first + n) * p, 2 * p, true, 2 * p);
+        expect_translated(first * p, 0, false, 0);
+        set_shown(first, n, true);
+        expect_translated(0, 1000 * p, true, 1000 * p);
+    }
+    g_assert_cmpint(gmem.state.denied, ==, 200 * 5);
+    teardown();
+}
+
+/* Other RAM, MMIO, and guest_memfd of ordinary guests. */
+static void test_others(void)
+{
+    MemoryRegion mmio = {}, other = {};
+    RAMBlock block = {};
+    uint64_t len = 7;
+
+    setup();
+    set_shown(0, PAGES, false);
+    g_assert_true(guest_memfd_translated(&mmio, 5, &len) == &mmio);
+    other.ram_block = &block;
+    g_assert_true(guest_memfd_translated(&other, 5, &len) == &other);
+    g_free(gmem.state.private);
+    gmem.state.private = NULL;
+    g_assert_true(guest_memfd_translated(&mr, 5, &len) == &mr);
+    g_assert_cmpint(len, ==, 7);
+    teardown();
+}
+
+static void test_cache(void)
+{
+    MemoryRegionCache cache = { .mrs.mr = &mr };
+
+    setup();
+    cache.xlat = 10 * page_size;
+    g_assert_false(guest_memfd_cache_is_direct(&cache, 0, 1));
+    cache.ptr = (uint8_t *)gmem.host + cache.xlat;
+    g_assert_true(guest_memfd_cache_is_direct(&cache, 0, 1));
+    set_shown(11, 1, false);
+    g_assert_true(guest_memfd_cache_is_direct(&cache, page_size - 2, 2));
+    g_assert_false(guest_memfd_cache_is_direct(&cache, page_size - 2, 3));
+    g_assert_false(guest_memfd_cache_is_direct(&cache, page_size, 1));
+    g_assert_true(guest_memfd_cache_is_direct(&cache, 2 * page_size, 8));
+    g_assert_true(guest_memfd_cache_is_direct(&cache, page_size, 0));
+    teardown();
+}
+
+/* Survival */
+
+static void test_touch(void)
+{
+    unsigned before;
+
+    setup();
+    before = mappings();
+    *at(5) = 1;
+    *at(6) = 2;
+    set_shown(5, 3, false);
+    set_shared(5);
+    errno = 77;
+    g_assert_cmpint(*at(6), ==, 0);
+    g_assert_cmpint(errno, ==, 77);
+    *at(6) = 3;
+    g_assert_cmpint(*at(6), ==, 3);
+    *at(7) = 4;
+    g_assert_cmpint(gmem.state.covered_pages, ==, 2);
+    g_assert_cmpint(gmem.state.touched, ==, 2);
+    g_assert_cmpint(gmem.state.last_touched, ==, 7);
+    g_assert_cmpint(gmem.state.told, ==, 0);
+    main_loop();
+    g_assert_cmpint(gmem.state.told, ==, 2);
+
+    set_shared(PAGES);
+    *at(5) = 8;
+    set_shown(5, 2, true);
+    g_assert_cmpint(*at(5), ==, 8);
+    g_assert_cmpint(*at(6), ==, 0);     /* what the file has there */
+    g_assert_cmpint(gmem.state.covered_pages, ==, 1);
+    set_shown(7, 1, true);
+    *at(7) = 9;
+    g_assert_cmpint(gmem.state.covered_pages, ==, 0);
+    /* Nothing is left of it but one mapping. */
+    g_assert_cmpint(mappings(), ==, before);
+    teardown();
+}
+
+/* Each covered page is a mapping, and these are few in number. */
+static void test_many(void)
+{
+    unsigned before, page;
+
+    setup();
+    before = mappings();
+    set_shown(0, PAGES, false);
+    set_shared(0);
+    for (page = 0; page < PAGES; page += 2) {
+        g_assert_cmpint(*at(page), ==, 0);
+        g_assert_cmpint(gmem.state.covered_pages, <=, GUEST_MEMFD_COVERED);
+    }
+    g_assert_cmpint(mappings(), <=, before + 2 * GUEST_MEMFD_COVERED + 8);
+    g_assert_cmpint(gmem.state.touched, ==, PAGES / 2);
+    set_shared(PAGES);
+    set_shown(0, PAGES, true);
+    *at(PAGES - 2) = 1;
+    g_assert_cmpint(mappings(), ==, before);
+    teardown();
+}
+
+#define THREADS 4
+#define ROUNDS 3000
+
+static unsigned left;
+
+/* Devices write and read; nobody has anything to say about the values. */
+static void *touch_all(void *opaque)
+{
+    unsigned i = 0;
+
+    while (qatomic_read(&left)) {
+        i = (i + 7) % 64;
+        *at(i) = i;
+        (void)*at(64 - i);
+    }
+    return NULL;
+}
+
+/* What is shared afterwards is the file, whoever touched it meanwhile. */
+static void test_race(void)
+{
+    QemuThread threads[THREADS];
+    unsigned i, page;
+
+    setup();
+    qatomic_set(&left, ROUNDS);
+    for (i = 0; i < THREADS; i++) {
+        qemu_thread_create(&threads[i], "touch", touch_all, NULL,
+                           QEMU_THREAD_JOINABLE);
+    }
+    while (qatomic_fetch_dec(&left) > 1) {
+        unsigned first = left % 64;
+
+        set_shown(first, PAGES - first, false);
+        set_shared(first);
+        sched_yield();
+        set_shared(PAGES);
+        set_shown(first, PAGES - first, true);
+        g_assert_cmpint(gmem.state.covered_pages, ==, 0);
+    }
+    for (i = 0; i < THREADS; i++) {
+        qemu_thread_join(&threads[i]);
+    }
+    g_assert_cmpint(gmem.state.touched, >, 0);
+    for (page = 0; page <= 64; page++) {
+        uint8_t value = 100 + page, seen;
+
+        *at(page) = value;
+        g_assert_cmpint(pread(rb.fd, &seen, 1, page * page_size), ==, 1);
+        g_assert_cmpint(seen, ==, value);
+    }
+    teardown();
+}
+
+/* What is none of ours goes on to QEMU's own handler, which ends it. */
+static void test_not_ours(void)
+{
+    if (g_test_subprocess()) {
+        void *p;
+
+        setup();
+        p = mmap(NULL, page_size, PROT_READ, MAP_SHARED,
+                 memfd_create("empty", 0), 0);
+        exit(*(volatile uint8_t *)p);
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+}
+
+/* A page that is shared and cannot be had is not tried for ever. */
+static void test_shared_fault(void)
+{
+    if (g_test_subprocess()) {
+        setup();
+        set_shared(5);
+        exit(*at(6));
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+}
+
+/* The main loop hears of errors of the hardware. */
+static void test_hardware_error(void)
+{
+    setup();
+    hardware_error = NULL;
+    g_assert_true(guest_memfd_on_sigbus(BUS_MCEERR_AO, (void *)at(3)));
+    g_assert_null(hardware_error);
+    main_loop();
+    g_assert_true(hardware_error == at(3));
+    /* A vCPU's own are for KVM's handler. */
+    g_assert_false(guest_memfd_on_sigbus(BUS_MCEERR_AR, (void *)at(3)));
+    teardown();
+}
+
+int main(int argc, char **argv)
+{
+    g_test_init(&argc, &argv, NULL);
+    page_size = qemu_real_host_page_size();
+    /* It blocks SIGBUS, as in QEMU. */
+    qemu_init_main_loop(&error_abort);
+    g_test_add_func("/guest-memfd-access/translation", test_translation);
+    g_test_add_func("/guest-memfd-access/others", test_others);
+    g_test_add_func("/guest-memfd-access/cache", test_cache);
+    g_test_add_func("/guest-memfd-access/touch", test_touch);
+    g_test_add_func("/guest-memfd-access/many", test_many);
+    g_test_add_func("/guest-memfd-access/race", test_race);
+    g_test_add_func("/guest-memfd-access/not-ours", test_not_ours);
+    g_test_add_func("/guest-memfd-access/shared-fault", test_shared_fault);
+    g_test_add_func("/guest-memfd-access/hardware-error", test_hardware_error);
+    return g_test_run();
+}
