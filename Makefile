@@ -14,6 +14,7 @@ help:
 	@echo 'make check-asan  the tests on the model, with sanitizers'
 	@echo 'make check-lab   tests on a kernel with private memory: one that is built,'
 	@echo '              or KERNEL=bzImage'
+	@echo 'make bench    what conversion in place costs, beside QEMU as it is'
 	@echo 'make shell    the same guest, with its console on this terminal'
 	@echo "make host CMD='...'  run a command in the emulated host"
 	@echo 'make build    build the emulator: $(BUILD)/qemu-system-x86_64'
@@ -73,6 +74,9 @@ check-lab: export KERNEL := $(and $(KERNEL),$(abspath $(KERNEL)))
 check-lab: guest
 	@tests/lab/run
 
+bench: configured
+	@tests/bench/run
+
 patches: configured
 	@scripts/patches
 
@@ -86,4 +90,4 @@ distclean:
 	rm -rf $(BUILD)
 
 .PHONY: help all configured build guest run shell host check check-asan \
-	check-lab patches clean distclean
+	check-lab bench patches clean distclean

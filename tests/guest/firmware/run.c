@@ -67,6 +67,34 @@ static void run_convert(Cpu *cpu, const Command *c)
     }
 }
 
+/* Only the first failure is told. */
+static void run_convert_times(Cpu *cpu, const Command *c)
+{
+    uint64_t i;
+    int64_t ret = 0;
+
+    if (c->method == BY_PORT && !model_present) {
+        fail(cpu->number, c, "there is no model");
+        return;
+    }
+    for (i = 0; i < 2 * c->arg[2] && !ret; i++) {
+        ret = convert_pages(c->method, c->arg[0], c->arg[1], i & 1);
+    }
+    if (ret) {
+        fail(cpu->number, c, "returned %ld", ret);
+    } else {
+        ok(cpu->number, c);
+    }
+}
+
+static void run_clock(Cpu *cpu, const Command *c)
+{
+    uint32_t low, high;
+
+    asm volatile("rdtsc" : "=a"(low), "=d"(high));
+    ok_saying(cpu->number, c, "%ld", (uint64_t)high << 32 | low);
+}
+
 static void run_access(Cpu *cpu, const Command *c)
 {
     uint64_t gpa;
@@ -250,6 +278,10 @@ const Verb verbs[] = {
     { "check-zero", "r", run_check_zero },
     /* Any gpa and any number of pages; 0 is expected. */
     { "convert", "nnse", run_convert },
+    /* To shared and back, so many times. */
+    { "convert-times", "rn", run_convert_times },
+    /* The processor's time stamp. */
+    { "clock", "", run_clock },
     /* Tell the model how this vCPU takes them to be, and touch them. */
     { "access", "rs", run_access },
     /* Ask the model. */

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Transfers in flight while their memory becomes private.
+
+Others than QEMU's own code hold the pages then: threads, io_uring, vhost in
+the kernel, a process behind vhost-user.  A transfer ends well or with an
+error; device and guest go on.
+"""
+import os
+import re
+import signal
+import subprocess
+import tempfile
+
+from gmemlab import build_dir, kernel
+from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from test_simkvm import KvmModeTest
+
+PAGE = 4096
+GPA, PAGES = 0x1000000, 8
+RINGS = 4               # pages that the driver has there, before the data's
+NET_MODULES = 'vhost_net', 'tun'
+# Nothing but that is on the wire.
+TAP = ('ip tuntap add name gmem0 mode tap vnet_hdr',
+       'sysctl -qw net.ipv6.conf.gmem0.disable_ipv6=1',
+       'ip addr add 10.0.2.2/24 dev gmem0', 'ip link set gmem0 up')
+
+
+def one_converts(device, times, kind='buffer', patience=20):
+    """A list: a vCPU transfers, and another one converts that memory.
+
+    First and last of all, it is shared and nobody converts.
+    """
+    works = ''.join(f'dma {device} buffer {GPA} {PAGES} {way} 3 expect 3\n'
+                    for way in ('in', 'out'))
+    return f'convert {GPA} {PAGES} shared\n{works}' \
+           f'cpu all\nbarrier\ncpu 1\nalternate 1 {GPA} {PAGES}\n' \
+           f'cpu 0\npatience {patience}\n' + ''.join(
+               f'dma {device} {kind} {GPA} {PAGES} {way} {times}\n'
+               for way in ('in', 'out')) + \
+           f'cpu all\nbarrier\ncpu 0\npatience 10000\n' \
+           f'convert {GPA} {PAGES} shared\n{works}'
+
+
+class PinTest(KvmModeTest):
+    """SNP guests, converted in place."""
+
+    CONFIG = 'generation g2'
+    BACKEND = GUEST_MEMFD
+
+    def sim(self, commands, config, args=(), more=(), **kwargs):
+        return super().sim(commands, config, args=[*args, *more], **kwargs)
+
+    def disk(self):
+        """Path of a disk's image."""
+        path = os.path.join(self.dir, 'disk')
+        with open(path, 'wb') as f:
+            f.write(os.urandom(4 << 20))
+        return path
+
+    def outcomes(self, guest, times):
+        """What became of transfers while memory was converted.
+
+        Returns [done, failed, lost, not started] of each such command.
+        """
+        return [counts for counts in (
+            [int(n) for n in match] for match in re.findall(
+                r': (\d+) done, (\d+) failed, (\d+) lost, (\d+) not started',
+                guest.output())) if sum(counts) == times]
+
+    def check_pinned(self, device, times, more, snp=True, kind='buffer',
+                     config=''):
+        """Play one_converts(); returns its outcomes."""
+        guest = (self.snp if snp else self.tdx)(
+            one_converts(device, times, kind), cpus=2, more=more)
+        if config:
+            with open(guest.model.path + '.config', 'a',
+                      encoding='utf-8') as f:
+                f.write(config + '\n')
+        self.launch(guest)
+        wait_for('the end of the commands', lambda: ' done, 0 failed\n' in
+                 guest.output().replace('[cpu1]', '[cpu0]') or
+                 guest.failures() or not guest.is_running(), guest, 300)
+        guest.assert_runs()
+        self.assertEqual(guest.failures(), [], guest.output())
+        # Somebody did convert meanwhile.
+        converted = re.search(r'alternate .*: (\d+) converted', guest.output())
+        self.assertGreater(int(converted[1]), 10)
+        outcomes = self.outcomes(guest, times)
+        self.assertEqual(len(outcomes), 2, guest.output())
+        self.assertIsNone(guest.end()['violation'])
+        return outcomes
+
+
+class Aio(PinTest):
+    """A disk whose requests wait long enough to see many conversions."""
+
+    TIMES = 40
+    SLOW = 'throttling.iops-total=200'
+
+    def drive(self, aio, slow=SLOW):
+        return ['-drive', f'if=none,id=disk,format=raw,file={self.disk()},'
+                f'cache=none,aio={aio},{slow}',
+                '-device', 'virtio-blk-pci,drive=disk']
+
+    def check_aio(self, aio):
+        with subprocess.Popen(
+                [self.emulator(), '-M', 'none', '-nodefaults', '-display',
+                 'none', '-S', '-qmp', 'stdio', *self.drive(aio)[:2]],
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE, text=True) as tried:
+            text = tried.communicate(timeout=TIMEOUT)[1]
+        if 'not supported in this build' in text:
+            self.skipTest(text.strip().rpartition(': ')[2])
+        for done, failed, lost, not_started in self.check_pinned(
+                'virtio-blk', self.TIMES, self.drive(aio)):
+            # Not every one escaped.
+            self.assertGreater(failed + lost + not_started, 0)
+
+    @staticmethod
+    def emulator():
+        return os.path.join(build_dir(), 'qemu-system-x86_64')
+
+    def test_threads(self):
+        self.check_aio('threads')
+
+    def test_native(self):
+        self.check_aio('native')
+
+    def test_io_uring(self):
+        self.check_aio('io_uring')
+
+    def test_pages_that_are_pinned_for_a_while(self):
+        # All conversions to private of a page fail, many times in a row.
+        self.check_pinned('virtio-blk', self.TIMES, self.drive('threads'),
+                          config=f'pin {GPA} {PAGE} times=50')
+
+
+class VhostUser(PinTest):
+    """Another process has the memory mapped."""
+
+    def backend(self):
+        """Arguments of QEMU for its disk, and the process."""
+        path = os.path.join(self.dir, 'vhost')
+        process = subprocess.Popen(
+            [os.path.join(build_dir(), 'qemu/gmem/tests/vhost-user-blk'),
+             '-s', path, '-b', self.disk()],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_for('the back end', lambda: os.path.exists(path))
+        return ['-chardev', 'socket,id=c,path=' + path, '-device',
+                'vhost-user-blk-pci,chardev=c,iommu_platform=off'], process
+
+    def test_conversions_go_on(self):
+        args, process = self.backend()
+        self.check_pinned('virtio-blk', 200, args)
+        self.assertIn(process.poll(), (None, 0))
+
+    def test_a_back_end_that_dies(self):
+        args, process = self.backend()
+        guest = self.launch(self.snp(
+            f'convert {GPA} {PAGES} shared\n'
+            f'dma virtio-blk buffer {GPA} {PAGES} in 3 expect 3\n'
+            f'cpu all\nbarrier\ncpu 1\nalternate 1 {GPA} {PAGES}\n'
+            f'cpu 0\npatience 1\nrepeat 300\n'
+            f'dma virtio-blk buffer {GPA} {PAGES} in 10\nend\n'
+            f'cpu all\nbarrier\n', cpus=2, more=args))
+        # As it would by a touch of a private page.
+        wait_for('transfers', lambda: guest.output().count('ok dma') > 3,
+                 guest)
+        process.send_signal(signal.SIGBUS)
+        process.wait(TIMEOUT)
+        guest.wait_done()
+        self.assertEqual(guest.failures(), [], guest.output())
+        guest.assert_runs()
+        guest.end()
+
+
+class VhostKernel(PinTest):
+    """The kernel moves packets, by QEMU's mapping."""
+
+    EMULATED_HOST = ()
+    TIMES = 100
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if os.path.exists('/dev/vhost-net'):
+            return
+        release = os.uname().release
+        found = kernel.Kernel(kernel.chosen())
+        if found.release != release:
+            cls.skipTest(cls, f'no modules of {release}: KERNEL=bzImage')
+        with tempfile.TemporaryDirectory(prefix='gmem-') as directory:
+            for name, data in found.modules(NET_MODULES).items():
+                path = os.path.join(directory, name + '.ko')
+                with open(path, 'wb') as f:
+                    f.write(data)
+                subprocess.run(['insmod', path], check=True)
+        for command in TAP:
+            subprocess.run(command.split(), check=True)
+
+    def check_vhost(self, kind):
+        done = self.check_pinned('virtio-net', self.TIMES, [
+            '-netdev', 'tap,id=net,ifname=gmem0,script=no,downscript=no,'
+            'vhost=on,vhostforce=on',
+            '-device', 'virtio-net-pci,netdev=net'], kind=kind)
+        return done
+
+    def test_buffers(self):
+        self.check_vhost('buffer')
+
+    def test_rings(self):
+        self.check_vhost('rings')
