@@ -6,6 +6,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "system/guest-memfd.h"
+#include "system/kvm.h"
 
 const GuestMemfdCaps *kvm_guest_memfd_caps(void)
 {
@@ -24,6 +25,11 @@ int kvm_guest_memfd_create(uint64_t size, Error **errp)
 
 int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
                                 bool private, uint64_t *error_offset)
+{
+    return -ENOSYS;
+}
+
+int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
 {
     return -ENOSYS;
 }
