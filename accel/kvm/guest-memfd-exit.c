@@ -119,16 +119,21 @@ static void warn_busy(hwaddr gpa, hwaddr size)
                 size, gpa, page ?: "memory");
 }
 
+/* How long the guest's requests are tried. */
+static int64_t retry_us(void)
+{
+    return current_machine->cgs->retries ? RETRY_US : RETRY_FATAL_US;
+}
+
 /*
  * Convert what is wanted.  Returns 0; -EINTR, and it is to be gone on with;
  * -EAGAIN, or -EINVAL.
  */
 static int convert(void)
 {
-    const ConfidentialGuestSupport *cgs = current_machine->cgs;
     int64_t begun = g_get_monotonic_time();
     GuestMemfdPatience patience = {
-        .timeout = (cgs->retries ? RETRY_US : RETRY_FATAL_US) - wanted.spent,
+        .timeout = retry_us() - wanted.spent,
         .interrupted = vcpu_is_wanted,
     };
     int ret;
@@ -269,6 +274,12 @@ static int serve_fault(hwaddr gpa, hwaddr size, bool private)
     ret = machine_require_guest_memfd(current_machine) ? convert() : -EINVAL;
     if (ret == -EINTR) {
         return EXCP_INTERRUPT;
+    }
+    if (ret == -EAGAIN && wanted.spent < retry_us()) {
+        /* The kernel lacks memory: it comes again. */
+        g_usleep(FAULT_PAUSE_US);
+        wanted.spent += FAULT_PAUSE_US;
+        return 0;
     }
     wanted.spent = 0;
     if (ret) {

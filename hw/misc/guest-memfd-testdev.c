@@ -32,8 +32,9 @@
  * @populates, @discards: how often it was told to map and unmap
  * @check: compares everything: the books with what the memory's manager says,
  *         with QEMU's state of pages, and with what can be read.  A page that
- *         is private must be unreadable, or read as zeros.  Returns the first
- *         difference, or "".  For times when nobody converts
+ *         is private must be unreadable, unless a device has touched it and
+ *         it is covered.  Returns the first difference, or "".  For times when
+ *         nobody converts
  * @digest: of the private pages by QEMU's state of pages: SHA-256, in hex, of
  *          a line "GPA SIZE\n" for each run of private pages in guest physical
  *          memory, in order.  Both are bytes in hex without 0x ("%x").  A run
@@ -129,12 +130,13 @@ static uint8_t *host_of(const TestSection *s, uint64_t page)
            (s->first + page) * qemu_real_host_page_size();
 }
 
-/* Reads up to a page.  False if that would raise SIGBUS. */
-static bool try_read(const void *from, void *to, size_t size)
+/* An access would raise SIGBUS where this says no. */
+static bool can_read(void *host)
 {
-    struct iovec local = { to, size }, remote = { (void *)from, size };
+    uint8_t byte;
+    struct iovec local = { &byte, 1 }, remote = { host, 1 };
 
-    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == size;
+    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1;
 }
 
 /* The @i-th of at most READS_IN_A_RUN pages of a run, its ends among them */
@@ -153,28 +155,38 @@ static bool find_unreadable(const TestSection *s, uint64_t first, uint64_t end,
     unsigned i;
 
     for (i = 0; i < MIN(end - first, READS_IN_A_RUN); i++) {
-        uint8_t byte;
-
         *page = sample(first, end, i);
-        if (!try_read(host_of(s, *page), &byte, 1)) {
+        if (!can_read(host_of(s, *page))) {
             return true;
         }
     }
     return false;
 }
 
-/* Finds a page in there that says something. */
-static bool find_telltale(const TestSection *s, uint64_t first, uint64_t end,
+/* Has a touch of the page led to ordinary memory?  That is anybody's. */
+static bool is_covered(const TestSection *s, uint64_t page)
+{
+    GuestMemfdState *state = &s->gmem->state;
+    bool covered = false;
+    unsigned i;
+
+    qemu_spin_lock(&state->access_lock);
+    for (i = 0; i < state->covered_pages; i++) {
+        covered |= state->covered[i] == s->first + page;
+    }
+    qemu_spin_unlock(&state->access_lock);
+    return covered;
+}
+
+/* Finds a page in there whose contents is the guest's. */
+static bool find_readable(const TestSection *s, uint64_t first, uint64_t end,
                           uint64_t *page)
 {
-    const size_t page_size = qemu_real_host_page_size();
-    g_autofree uint8_t *contents = g_malloc(page_size);
     unsigned i;
 
     for (i = 0; i < MIN(end - first, READS_IN_A_RUN); i++) {
         *page = sample(first, end, i);
-        if (try_read(host_of(s, *page), contents, page_size) &&
-            !buffer_is_zero(contents, page_size)) {
+        if (can_read(host_of(s, *page)) && !is_covered(s, *page)) {
             return true;
         }
     }
@@ -316,8 +328,8 @@ static int add_populated(MemoryRegionSection *section, void *opaque)
 }
 
 /*
- * Compares what is mapped with what the manager of the memory calls
- * populated: these two are the same whenever the BQL is held.
+ * Compares what is mapped, or was refused, with what the manager of the memory
+ * calls populated: these two are the same whenever the BQL is held.
  * Returns NULL, or the first difference, which the caller owns.
  */
 static char *compare_with_manager(TestSection *s)
@@ -331,9 +343,11 @@ static char *compare_with_manager(TestSection *s)
         memory_region_get_ram_discard_manager(s->mr), s->listener.section,
         add_populated, populated);
     for (page = 0; page < s->pages; page++) {
-        bool mapped = test_bit(page, s->mapped) || test_bit(page, s->refused);
+        bool mapped = test_bit(page, s->mapped);
 
-        if (mapped != test_bit(s->first + page, populated)) {
+        /* Who has refused is not told when that is undone. */
+        if (mapped != test_bit(s->first + page, populated) &&
+            !test_bit(page, s->refused)) {
             return g_strdup_printf("0x%" HWADDR_PRIx " is %smapped, but %s",
                                    gpa_of(s, page), mapped ? "" : "not ",
                                    mapped ? "discarded" : "populated");
@@ -385,7 +399,7 @@ static char *compare_with_memory(TestSection *s)
     for (first = private ? find_first_bit(private, s->pages) : s->pages;
          first < s->pages; first = find_next_bit(private, s->pages, end)) {
         end = find_next_zero_bit(private, s->pages, first);
-        if (find_telltale(s, first, end, &page)) {
+        if (find_readable(s, first, end, &page)) {
             return g_strdup_printf("0x%" HWADDR_PRIx " is private, but can be "
                                    "read", gpa_of(s, page));
         }

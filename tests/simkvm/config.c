@@ -22,6 +22,7 @@ typedef struct Fault {
     char *call;
     uint64_t at;                /* the first call to fail, from 1 */
     uint64_t times;
+    uint64_t every;             /* and again after so many; UINT64_MAX: no */
     int error;                  /* positive */
     uint64_t offset;            /* UINT64_MAX: none */
     uint64_t seen;              /* calls so far */
@@ -133,17 +134,19 @@ static void add_fault(GPtrArray *words)
 {
     const char *at = sim_option(words, "at");
     const char *times = sim_option(words, "times");
+    const char *every = sim_option(words, "every");
     const char *error = sim_option(words, "errno");
     const char *offset = sim_option(words, "offset");
     Fault fault = {
         .at = at ? sim_number(at) : 1,
         .times = times ? sim_number(times) : 1,
+        .every = every ? sim_number(every) : UINT64_MAX,
         .offset = offset ? sim_number(offset) : UINT64_MAX,
     };
 
-    if (words->len != 1 || !error) {
+    if (words->len != 1 || !error || !fault.every) {
         sim_mistake("fault CALL errno=NAME [at=N] [times=N|forever] "
-                    "[offset=BYTES]");
+                    "[every=N] [offset=BYTES]");
     }
     if (!g_strv_contains(fault_calls, g_ptr_array_index(words, 0))) {
         sim_mistake("no call named '%s' can be made to fail",
@@ -169,7 +172,8 @@ int sim_fault(const char *call, uint64_t *error_offset)
             continue;
         }
         f->seen++;
-        if (!ret && f->seen >= f->at && f->seen - f->at < f->times) {
+        if (!ret && f->seen >= f->at &&
+            (f->seen - f->at) % f->every < f->times) {
             ret = -f->error;
             if (error_offset && f->offset != UINT64_MAX) {
                 *error_offset = f->offset;
@@ -217,6 +221,9 @@ uint64_t sim_pinned(uint64_t file, uint64_t offset, uint64_t size)
         pin->times--;
     }
     pthread_mutex_unlock(&lock);
+    if (pin) {
+        sim_count(SIM_PINS_MET, 1);
+    }
     return first;
 }
 
@@ -299,6 +306,8 @@ static bool parse_setting(const char *verb, GPtrArray *words)
         sim_config.log = g_strdup(word);
     } else if (!strcmp(verb, "report")) {
         sim_config.report = g_strdup(word);
+    } else if (!strcmp(verb, "control")) {
+        sim_config.control = g_strdup(word);
     } else {
         return false;
     }

@@ -23,6 +23,7 @@ static const char *const count_names[SIM_COUNTS] = {
     [SIM_POPULATED] = "pages-populated",
     [SIM_HOST_TOUCHES] = "host-touches",
     [SIM_FAULTS_INJECTED] = "faults-injected",
+    [SIM_PINS_MET] = "pins-met",
     [SIM_EXITS] = "exits",
 };
 static uint64_t peak_gmem, peak_other, peak_total;
@@ -32,6 +33,11 @@ static char *violation;
 void sim_count(SimCount what, uint64_t n)
 {
     __atomic_fetch_add(&counts[what], n, __ATOMIC_RELAXED);
+}
+
+uint64_t sim_counted(SimCount what)
+{
+    return __atomic_load_n(&counts[what], __ATOMIC_RELAXED);
 }
 
 /* A JSON string. */

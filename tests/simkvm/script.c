@@ -10,6 +10,7 @@
  */
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include "simkvm.h"
@@ -20,7 +21,7 @@
 typedef enum Verb {
     MAP_GPA, FAULT, READ, WRITE, FILL, CHECK, IN, OUT, PRINT, BARRIER, REPEAT,
     END, HALT, SHUTDOWN, RANDOM, STATE, MMIO_READ, MMIO_WRITE, RUN_ERROR,
-    PIN,
+    PIN, HOSTILE,
 } Verb;
 
 typedef struct Op {
@@ -49,7 +50,11 @@ struct SimScript {
     int wake;                   /* an eventfd: others have come to a barrier */
     uint64_t barriers;          /* passed so far */
     uint64_t random;            /* state of the generator */
-    Op drawn;                   /* what RANDOM has drawn */
+    Op drawn;                   /* what RANDOM or HOSTILE has drawn */
+    SimHostile *hostile;
+    uint64_t asked;             /* requests of HOSTILE, in this batch */
+    uint64_t batches;           /* that are done */
+    enum { ASK, MEET, TALK, GO_ON } phase;      /* of HOSTILE */
 };
 
 static GHashTable *scripts;             /* vCPU, or -1 -> GArray of Op */
@@ -117,6 +122,7 @@ static const struct {
     { "shutdown", SHUTDOWN, "shutdown", 0 },
     { "random", RANDOM, "random SEED COUNT GPA PAGES", 4 },
     { "state", STATE, "state GPA PAGES private|shared", 3 },
+    { "hostile", HOSTILE, "hostile SEED REQUESTS BATCHES", 3 },
 };
 
 /* Takes the fourth word out if it is @flag. */
@@ -578,12 +584,17 @@ static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
 }
 
 /* xorshift: never 0 */
+uint64_t sim_draw(uint64_t *state, uint64_t below)
+{
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    return *state % below;
+}
+
 static uint64_t draw(SimScript *s, uint64_t below)
 {
-    s->random ^= s->random << 13;
-    s->random ^= s->random >> 7;
-    s->random ^= s->random << 17;
-    return s->random % below;
+    return sim_draw(&s->random, below);
 }
 
 /* Requests for conversion within the range, of 1 page up to all of it. */
@@ -630,6 +641,120 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
     return SIM_PASS;
 }
 
+static int run_op(SimVcpu *vcpu, const Op *op, bool back);
+
+/* What a request is in a script. */
+static Op as_op(const SimRequest *r)
+{
+    switch (r->kind) {
+    case SIM_MAP_GPA:
+        return (Op) { .verb = MAP_GPA, .a = r->gpa, .b = r->pages,
+                      .private = r->private, .bits = r->attributes,
+                      .expect = -1 };
+    case SIM_FAULT:
+        return (Op) { .verb = FAULT, .a = r->gpa, .b = r->pages * SIM_PAGE,
+                      .private = r->private, .times = 1 };
+    case SIM_DEVICE_READ:
+        return (Op) { .verb = MMIO_READ, .a = r->gpa, .b = 4, .expect = -1 };
+    default:
+        return (Op) { .verb = RUN_ERROR, .error = EFAULT, .times = 1 };
+    }
+}
+
+/*
+ * Tell who listens how far it is, and wait for the answer: does it go on?
+ * All others wait.
+ */
+static int talk(SimVcpu *vcpu, bool *go_on)
+{
+    static int out = -1, in = -1;
+    SimScript *s = vcpu->script;
+    char answer;
+    int ret;
+
+    if (out < 0) {
+        g_autofree char *to = g_strconcat(sim_config.control, ".out", NULL);
+        g_autofree char *from = g_strconcat(sim_config.control, ".in", NULL);
+
+        /* Opened for both, a pipe waits for nobody. */
+        out = sim_real_open(to, O_RDWR | O_CLOEXEC);
+        in = sim_real_open(from, O_RDWR | O_CLOEXEC);
+        if (out < 0 || in < 0) {
+            sim_violation("hostile: cannot open %s and %s", to, from);
+        }
+    }
+    if (!s->step) {
+        g_autofree char *digest = sim_hostile_digest();
+
+        s->step = 1;
+        dprintf(out, "%" PRIu64 " %s %" PRIu64 "\n", s->batches, digest,
+                sim_counted(SIM_CONVERSIONS));
+    }
+    ret = wait_for_signal(vcpu, in);
+    if (ret != -EAGAIN || read(in, &answer, 1) != 1) {
+        return ret;
+    }
+    *go_on = answer == '+';
+    return SIM_PASS;
+}
+
+/* A batch after the other; returns SIM_PASS when all are done. */
+static int run_hostile(SimVcpu *vcpu, const Op *op, bool back)
+{
+    static bool go_on = true;           /* written while all others wait */
+    SimScript *s = vcpu->script;
+    int ret;
+
+    if (!s->hostile) {
+        s->hostile = sim_hostile_new(vcpu, op->a);
+    }
+    for (;;) {
+        switch (s->phase) {
+        case ASK:
+            if (!back && s->asked == op->b) {
+                s->asked = 0;
+                s->phase = MEET;
+                continue;
+            }
+            if (!back) {
+                s->asked++;
+                s->drawn = as_op(sim_hostile_draw(s->hostile));
+            }
+            ret = run_op(vcpu, &s->drawn, back);
+            if (ret == SIM_PASS) {
+                sim_hostile_answered(s->hostile, vcpu->run->hypercall.ret);
+                back = false;
+            }
+            break;
+        case MEET:
+            ret = run_barrier(vcpu, sim_hostile_check);
+            if (ret == SIM_PASS) {
+                s->batches++;
+                s->phase = sim_config.control && !vcpu->id ? TALK : GO_ON;
+            }
+            break;
+        case TALK:
+            ret = talk(vcpu, &go_on);
+            if (ret == SIM_PASS) {
+                s->phase = GO_ON;
+            }
+            break;
+        default:
+            ret = run_barrier(vcpu, NULL);
+            if (ret == SIM_PASS) {
+                s->phase = ASK;
+                if (!go_on || s->batches == op->c) {
+                    return SIM_PASS;
+                }
+            }
+        }
+        if (ret != SIM_PASS) {
+            return ret;
+        }
+        s->step = 0;
+    }
+}
+
 static int run_op(SimVcpu *vcpu, const Op *op, bool back)
 {
     switch (op->verb) {
@@ -661,6 +786,8 @@ static int run_op(SimVcpu *vcpu, const Op *op, bool back)
         return run_error(vcpu, op, back);
     case RANDOM:
         return run_random(vcpu, op, back);
+    case HOSTILE:
+        return run_hostile(vcpu, op, back);
     case SHUTDOWN:
         return back ? SIM_PASS
                : leave(vcpu, KVM_EXIT_SHUTDOWN, "KVM_EXIT_SHUTDOWN");

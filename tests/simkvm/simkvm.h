@@ -57,6 +57,7 @@ typedef struct SimConfig {
     bool scramble;              /* contents change where they are undefined */
     char *log;                  /* path of the log, or NULL */
     char *report;               /* path of the report, or NULL */
+    char *control;              /* of two pipes, less .out and .in; or NULL */
 } SimConfig;
 
 extern SimConfig sim_config;
@@ -114,11 +115,13 @@ typedef enum SimCount {
     SIM_POPULATED,              /* pages that a launch took */
     SIM_HOST_TOUCHES,           /* SIGBUS for a private page */
     SIM_FAULTS_INJECTED,
+    SIM_PINS_MET,               /* conversions that a pin made fail */
     SIM_EXITS,
     SIM_COUNTS
 } SimCount;
 
 void sim_count(SimCount what, uint64_t n);
+uint64_t sim_counted(SimCount what);
 
 /* Bytes allocated now: in guest_memfd, and in the other memory of slots. */
 void sim_report_memory(uint64_t gmem, uint64_t other);
@@ -442,6 +445,50 @@ void sim_script_add(int id, const char *verb, GPtrArray *words);
 /* KVM_RUN in scripted mode. */
 int sim_script_run(SimVcpu *vcpu);
 void sim_script_free(SimScript *script);
+
+/* The next number of a sequence, 0 to @below - 1.  *@state is not 0. */
+uint64_t sim_draw(uint64_t *state, uint64_t below);
+
+/* --- hostile.c: requests of a hostile guest, and a reference for them --- */
+
+typedef struct SimHostile SimHostile;
+
+typedef enum SimKindOfRequest {
+    SIM_MAP_GPA,                /* a hypercall */
+    SIM_FAULT,                  /* a memory fault */
+    SIM_DEVICE_READ,            /* MMIO */
+    SIM_NO_ENTRY,               /* KVM_RUN fails, and no exit says why */
+} SimKindOfRequest;
+
+typedef struct SimRequest {
+    SimKindOfRequest kind;
+    uint64_t gpa, pages;
+    uint64_t attributes;        /* beyond the state */
+    bool private;
+    bool own;                   /* no other vCPU asks for these pages */
+    bool unsure;                /* it may have been done, or not */
+    uint64_t begun, ended;
+    uint64_t failures;          /* of calls, in its time */
+    uint64_t answer;            /* 0, or errno */
+} SimRequest;
+
+/* A vCPU that asks for all kinds of things, the same for the same @seed. */
+SimHostile *sim_hostile_new(SimVcpu *vcpu, uint64_t seed);
+/* The next one, which begins now. */
+const SimRequest *sim_hostile_draw(SimHostile *h);
+/* It has ended.  A wrong answer is a violation. */
+void sim_hostile_answered(SimHostile *h, uint64_t answer);
+/*
+ * Nobody asks for anything now: can all pages be in the state in which they
+ * are?  Else, it is a violation.  What happened so far is forgotten.
+ */
+void sim_hostile_check(SimVcpu *vcpu);
+/*
+ * Which pages are private: SHA-256, in hexadecimal, of a line "GPA SIZE" for
+ * each run, as short as can be and sorted; in bytes, hexadecimal without 0x.
+ * Pages that no slot maps do not count; those of two slots do twice.
+ */
+char *sim_hostile_digest(void);
 
 /* --- real.c: kvm mode, the real KVM below the model --- */
 

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Hostile guests: 1 to 8 vCPUs, seeded; see tests/simkvm/hostile.c.
+
+After each batch the state of pages in QEMU, in the model of the kernel and in
+what a discard listener was told is the same, and it is one that the requests
+and their answers can have come to.
+"""
+import os
+import select
+import tempfile
+import unittest
+
+from gmemlab.machine import TIMEOUT
+from gmemlab.simkvm import lacks_tdx, snp
+from simtest import SimTest
+
+CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
+# Three files; low memory ends in the second one, at 128 MiB.
+LAYOUT = 'q35,max-ram-below-4g=128M'
+NODES = [word for node, size in (('low', 96), ('middle', 96), ('high', 64))
+         for word in ('-object', f'memory-backend-guest-memfd,id={node},'
+                      f'size={size}M', '-numa', f'node,memdev={node}')]
+# A request that fails for each of these, every so many calls.
+PLAN = '\n'.join(f'fault {CONVERT} errno={error} at={at} every={every} '
+                 f'times={times}' for error, at, every, times in (
+                     ('EAGAIN', 211, 101, 4), ('ENOMEM', 307, 211, 1),
+                     ('EINTR', 401, 307, 2)))
+
+
+class Control:
+    """The ends of the model's pipes: it tells of each batch, and waits."""
+
+    def __init__(self, directory):
+        self.path = tempfile.mkdtemp(dir=directory) + '/control'
+        os.mkfifo(self.path + '.out')
+        os.mkfifo(self.path + '.in')
+        # Opened for both, a pipe waits for nobody.
+        self.told = os.open(self.path + '.out', os.O_RDWR)
+        self.answer = os.open(self.path + '.in', os.O_RDWR)
+        self.rest = b''
+
+    def batch(self, sim):
+        """The next one: (its number, digest, conversions so far)."""
+        while b'\n' not in self.rest:
+            if select.select([self.told], [], [], 1)[0]:
+                self.rest += os.read(self.told, 4096)
+            else:
+                if not sim.is_running():
+                    sim.wait(TIMEOUT)
+                    raise AssertionError('it has ended: ' + sim.get_log())
+                sim.assert_runs()
+        line, _, self.rest = self.rest.partition(b'\n')
+        number, digest, conversions = line.decode().split()
+        return int(number), digest, int(conversions)
+
+    def go_on(self, further):
+        """To the next batch, or to the end."""
+        os.write(self.answer, b'+' if further else b'-')
+
+    def close(self):
+        """Both ends."""
+        os.close(self.told)
+        os.close(self.answer)
+
+
+class Hostile(SimTest):
+    """Runs guests, and compares after each batch."""
+
+    def config(self, path, seed, requests, plan, config=''):
+        """Of a guest whose vCPUs ask for so much in a batch."""
+        return f'''
+            generation g2
+            log /dev/null
+            control {path}
+            {config}
+            {plan}
+            vcpu all
+            hostile {seed} {requests} forever
+            halt
+            vcpu 0
+            hostile {seed} {requests} forever
+            shutdown'''
+
+    def compare(self, sim, digest):
+        """What QEMU and its listener say, while nobody asks for anything."""
+        listener = '/machine/peripheral/listener'
+        self.assertEqual(sim.cmd('qom-get', path=listener, property='digest'),
+                         digest, "QEMU's state of pages is not the kernel's")
+        self.assertEqual(sim.cmd('qom-get', path=listener, property='check'),
+                         '')
+        self.assertEqual(sim.cmd('qom-get', path=listener, property='errors'),
+                         0)
+
+    def attack(self, guest, conversions, seed=1, cpus=4, requests=500, plan='',
+               batch=None):
+        """Batches until so many conversions were made; returns the report.
+
+        @batch: called with their number after each
+        """
+        control = Control(self.dir)
+        self.addCleanup(control.close)
+        config = guest.pop('config', '')
+        sim = self.machine(
+            self.config(control.path, seed, requests, plan, config), cpus=cpus,
+            size='256M', backend=None,
+            **{'machine': LAYOUT, **guest, 'args': [
+                '-bios', self.image, *NODES, '-device',
+                'guest-memfd-testdev,id=listener', *guest.get('args', ())]})
+        # An event while QMP is greeted upsets it.
+        sim.add_args('-S')
+        sim.launch()
+        self.addCleanup(sim.shutdown, hard=True)
+        sim.cmd('cont')
+        done = 0
+        while done < conversions:
+            _, digest, done = control.batch(sim)
+            self.compare(sim, digest)
+            if batch:
+                batch(done)
+            control.go_on(done < conversions)
+        sim.wait(TIMEOUT)
+        sim.report = self._check_end(sim.model, sim.exitcode(), 0,
+                                     sim.get_log())
+        return sim
+
+
+def guests():
+    """Arguments of all platforms, by name; a reason instead of some."""
+    return {
+        'snp': {'confidential': snp()},
+        'tdx': lacks_tdx() or {
+            'confidential': 'tdx-guest', 'args': ['-cpu', 'host'],
+            'machine': LAYOUT + ',kernel-irqchip=split'},
+        'swp': {'confidential': 'sw-protected-guest',
+                'config': 'vm-types default sw-protected'}}
+
+
+class Platforms(Hostile):
+    """All of them."""
+
+    CONVERSIONS = 100000 // 9
+
+    def check(self, platform, **kwargs):
+        """A guest of that kind, with 1 to 8 vCPUs."""
+        guest = guests()[platform]
+        if isinstance(guest, str):
+            raise unittest.SkipTest(guest)
+        for seed, (cpus, plan) in enumerate(((1, ''), (4, PLAN), (8, PLAN))):
+            with self.subTest(cpus=cpus):
+                sim = self.attack(dict(guest), self.CONVERSIONS, seed=seed,
+                                  cpus=cpus, requests=2000 // cpus, plan=plan)
+                self.assertGreater(sim.report['pins-met'], 0)
+
+    def test_snp(self):
+        self.check('snp')
+
+    def test_tdx(self):
+        self.check('tdx')
+
+    def test_software_protected(self):
+        self.check('swp')

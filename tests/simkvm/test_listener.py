@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a device hears that maps what is shared: guest-memfd-testdev.
+
+The device compares what it is told with what is so, see its file; here it is
+asked whether it has found anything amiss.
+"""
+import hashlib
+import random
+import time
+
+from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from simtest import SimTest
+from test_launch import LaunchTest, SnpLaunchTest, TdxLaunchTest
+
+DEVICE = 'guest-memfd-testdev,id=listener'
+PATH = '/machine/peripheral/listener'
+CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
+# Two blocks, which meet at 0x8000000.
+NODES = ['-object', f'{GUEST_MEMFD},id=low,size=128M',
+         '-object', f'{GUEST_MEMFD},id=high,size=128M',
+         '-numa', 'node,memdev=low', '-numa', 'node,memdev=high']
+
+
+def digest(*runs):
+    """The property of that name, for runs of private pages: (gpa, size)"""
+    text = ''.join(f'{gpa:x} {size:x}\n' for gpa, size in runs)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def requests(seed, count, gpa, pages):
+    """Lines of a script: random conversions of parts of a range."""
+    rand = random.Random(seed)
+    lines = []
+    for _ in range(count):
+        first = rand.randrange(pages)
+        size = rand.randint(1, min(32, pages - first))
+        lines.append(f'map-gpa {gpa + (first << 12):#x} {size} '
+                     f'{rand.choice(("private", "shared"))} ret=any')
+    return '\n'.join(lines)
+
+
+class Listeners:
+    """The tests of every platform.  RAM is private when a guest starts."""
+
+    def ask(self, sim, name):
+        """A property of the device."""
+        return sim.cmd('qom-get', path=PATH, property=name)
+
+    def set(self, sim, name, value):
+        """Set a property of the device."""
+        sim.cmd('qom-set', path=PATH, property=name, value=value)
+
+    def check_listener(self, sim):
+        """All it has heard and sees is as it should be."""
+        self.assertEqual(self.ask(sim, 'check'), '')
+        self.assertEqual(self.ask(sim, 'errors'), 0, sim.get_log())
+
+    def prepare(self, script, config='', args=(), **kwargs):
+        """A machine that is launched, with a listener.  No vCPU runs yet."""
+        sim = self.machine(
+            f'generation g2\n{config}\n{script}\n',
+            **self.guest(args=['-device', DEVICE, *args], **kwargs))
+        sim.add_args('-S')
+        sim.launch()
+        self.addCleanup(self.quit, sim)
+        self.check_listener(sim)
+        return sim
+
+    def go(self, sim, done=1):
+        """Let the guest run until so many vCPUs have printed x."""
+        def is_done():
+            sim.assert_runs()
+            return sim.output().count('x') == done
+        sim.cmd('cont')
+        wait_for('the guest', is_done, sim)
+        self.check_listener(sim)
+
+    def listen(self, script, **kwargs):
+        """Run vCPU 0 with that script.  Returns the machine."""
+        sim = self.prepare(f'vcpu 0\n{script}\nprint x\nhalt\n', **kwargs)
+        self.go(sim)
+        return sim
+
+    def check_told(self, script, populates, discards, config='', **kwargs):
+        """So often the listener is told something for that script.
+
+        Returns the machine.
+        """
+        launch = self.listen('', **kwargs)
+        sim = self.listen(script, config=config, **kwargs)
+        self.assertEqual(
+            tuple(self.ask(sim, name) - self.ask(launch, name)
+                  for name in ('populates', 'discards')),
+            (populates, discards))
+        return sim
+
+    def test_a_launch(self):
+        sim = self.listen('')
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
+        self.assertGreater(self.ask(sim, 'populates'), 0)
+        self.assertGreater(self.ask(sim, 'discards'), 0)
+
+    def test_conversions(self):
+        sim = self.check_told('''
+            map-gpa 0x1000000 16 shared
+            map-gpa 0x2000000 512 shared
+            map-gpa 0x1000000 8 private''', 2, 1)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 8 + 512)
+
+    def test_what_is_so_is_not_told(self):
+        self.check_told('''
+            map-gpa 0x1000000 16 private
+            map-gpa 0x1000000 16 shared
+            map-gpa 0x1000000 16 shared
+            map-gpa 0x1004000 4 shared''', 1, 0)
+
+    def test_a_mixed_range_is_told_in_runs(self):
+        """Defect 5 of prior art: page by page."""
+        sim = self.check_told('''
+            map-gpa 0x1004000 4 shared
+            map-gpa 0x100c000 1 shared
+            map-gpa 0x1000000 1024 shared
+            map-gpa 0x1004000 4 private
+            map-gpa 0x1000000 1024 private''', 2 + 3, 1 + 2)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
+
+    def test_a_range_of_two_blocks(self):
+        sim = self.check_told('''
+            map-gpa 0x7ffe000 5 shared
+            map-gpa 0x8000000 1 private''', 2, 1, size='256M', args=NODES)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 4)
+
+    def test_too_many_mappings(self):
+        """Defect 4 of prior art: listeners and kernel disagree."""
+        sim = self.prepare('''
+            vcpu 0
+            map-gpa 0x1000000 8 shared
+            map-gpa 0x2000000 9 shared ret=any
+            state 0x1000000 8 shared
+            state 0x2000000 9 private
+            print x
+            halt''')
+        self.set(sim, 'max-mappings', 16)
+        self.go(sim)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 8)
+
+    def test_some_mappings_are_refused(self):
+        sim = self.prepare('''
+            vcpu 0
+            map-gpa 0x1004000 4 shared
+            map-gpa 0x1000000 16 shared ret=any
+            state 0x1000000 4 private
+            state 0x1004000 4 shared
+            state 0x1008000 8 private
+            print x
+            halt''')
+        # What comes before the refused run is undone, too.
+        self.set(sim, 'refuse-every', 3)
+        self.go(sim)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 4)
+
+    def test_the_kernel_fails(self):
+        """At the second of two runs; both are mapped again (prior art 4)."""
+        launch = len(self.listen('').model.log(CONVERT))
+        sim = self.check_told('''
+            map-gpa 0x1000000 4 shared
+            map-gpa 0x1008000 8 shared
+            map-gpa 0x1000000 16 private ret=EAGAIN
+            state 0x1000000 4 shared
+            state 0x1004000 4 private
+            state 0x1008000 8 shared''', 4, 2,
+            config=f'fault {CONVERT} errno=ENOMEM at={launch + 4}')
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 12)
+
+    def prepare_vcpus(self, count, gpa, pages):
+        """Four vCPUs, each with so many requests for that memory."""
+        return self.prepare('\n'.join(
+            f'vcpu {n}\n{requests(n, count, gpa, pages)}\nprint x'
+            for n in range(4)), cpus=4)
+
+    def test_vcpus_that_are_refused_now_and_then(self):
+        sim = self.prepare_vcpus(400, 0x1000000, 512)
+        self.set(sim, 'refuse-every', 5)
+        self.go(sim, done=4)
+        self.assertGreater(self.ask(sim, 'populates'), 500)
+
+    def test_it_comes_and_goes_while_vcpus_convert(self):
+        sim = self.prepare_vcpus(4000, 0x1000000, 4096)
+        sim.cmd('cont')
+        registered = 0
+        end = time.monotonic() + TIMEOUT
+        while sim.output().count('x') < 4 and time.monotonic() < end:
+            self.set(sim, 'listening', False)
+            self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
+            self.set(sim, 'listening', True)
+            registered += 1
+        self.go(sim, done=4)
+        self.assertGreater(registered, 5)
+
+    def plug(self, sim):
+        """Plug 128 MiB in at 4 GiB."""
+        sim.cmd('object-add', qom_type=GUEST_MEMFD, id='more', size=128 << 20)
+        sim.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
+        self.check_listener(sim)
+
+    def test_memory_is_plugged_and_unplugged(self):
+        more, other = (requests(7, 1000, gpa, 1024)
+                       for gpa in (0x100000000, 0x1000000))
+        sim = self.prepare(f'''
+            vcpu all
+            {more}
+            {other}
+            barrier
+            print x
+            halt
+            vcpu 0
+            {requests(8, 500, 0x100000000, 1024)}
+            # The guest has the first slot ejected.
+            out 0xa00 4 0
+            out 0xa14 1 8
+            map-gpa 0x100000000 1 private ret=EINVAL
+            {other}
+            barrier
+            print x''', cpus=4, size='256M,slots=1,maxmem=1G')
+        self.plug(sim)
+        self.go(sim, done=4)
+        self.assertTrue(sim.event_wait('DEVICE_DELETED', TIMEOUT))
+        sim.cmd('object-del', id='more')
+        self.check_listener(sim)
+
+
+class Faults(Listeners):
+    """Platforms whose memory faults convert."""
+
+    def test_memory_faults(self):
+        self.check_told('''
+            fault 0x1000000 0x1000 shared
+            fault 0x1001000 0x1000 shared
+            fault 0x1000000 0x1000 private''', 2, 1)
+
+
+class Snp(Faults, SnpLaunchTest):
+    """SEV-SNP."""
+
+
+class Tdx(Faults, TdxLaunchTest):
+    """TDX."""
+
+
+class SwProtected(Listeners, LaunchTest):
+    """Software-protected guests."""
+
+    CONFIDENTIAL = 'sw-protected-guest,initial-state=private'
+
+    def test_a_page_stays_busy(self):
+        self.check_told('''
+            map-gpa 0x1000000 16 private ret=EAGAIN
+            state 0x1000000 16 shared''', 1, 1,
+            config='pin 0x1008000 0x1000 file=1 times=forever',
+            confidential='sw-protected-guest')
+
+    def test_resets(self):
+        for state in 'shared', 'private':
+            with self.subTest(state=state):
+                sim = self.prepare(f'''
+                    vcpu 0
+                    repeat 20
+                    map-gpa 0x1000000 1024 private
+                    map-gpa 0x1000000 512 shared
+                    map-gpa 0x2000000 512 private
+                    out 0xcf9 1 6
+                    state 0x1000000 1024 {state}
+                    end
+                    print x
+                    halt''', confidential='sw-protected-guest,initial-state='
+                    + state)
+                sim.cmd('set-action', reboot='reset')
+                self.go(sim)
+
+    def test_digest(self):
+        sim = self.listen('''
+            map-gpa 0x1000000 16 private
+            map-gpa 0x1004000 4 shared
+            map-gpa 0x7ffe000 4 private''', size='256M', args=NODES,
+            confidential='sw-protected-guest')
+        self.assertEqual(self.ask(sim, 'digest'), digest(
+            (0x1000000, 0x4000), (0x1008000, 0x8000), (0x7ffe000, 0x4000)))
