@@ -602,6 +602,8 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
 {
     SimScript *s = vcpu->script;
     uint64_t pages = op->expect;
+    /* Others take a page for what it is, so there are no faults for it. */
+    bool faults = vcpu->vm->type != KVM_X86_SW_PROTECTED_VM;
 
     if (!s->step) {
         s->random = (op->a + 1) * 0x9e3779b97f4a7c15ULL + vcpu->id;
@@ -621,7 +623,7 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
 
         s->step++;
         s->drawn = (Op) {
-            .verb = draw(s, 4) ? MAP_GPA : FAULT,
+            .verb = draw(s, 4) || !faults ? MAP_GPA : FAULT,
             .a = op->c + first * SIM_PAGE,
             .b = 1 + draw(s, draw(s, 4) ? MIN(16, pages - first)
                                         : pages - first),
