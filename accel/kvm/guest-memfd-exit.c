@@ -10,7 +10,7 @@
  * these it is a long while.  In the meantime the thread is to be had for
  * others (stop, reset, quit, work for the vCPU): it leaves the conversion with
  * nothing changed, and goes on when the vCPU is to run again.  KVM waits for
- * the answer as long.
+ * the answer as long.  A guest that can be reset is told EAGAIN instead.
  *
  * Memory faults.  SEV-SNP and TDX guests say whether they take a page for
  * shared or private; if it is not, that is a request like a hypercall, only
@@ -34,6 +34,7 @@
 #include "qemu/error-report.h"
 #include "qemu/units.h"
 #include "system/confidential-guest-support.h"
+#include "system/cpus.h"
 #include "system/guest-memfd.h"
 #include "system/kvm.h"
 #include "gmem/accel/kvm/guest-memfd-uapi.h"
@@ -176,6 +177,13 @@ static int answer(CPUState *cpu, struct kvm_run *run)
 {
     int ret = convert();
 
+    if (ret == -EINTR && cpus_are_resettable()) {
+        /*
+         * KVM will put the answer into the registers when the vCPU runs
+         * again, and these may be those of a reset by then.
+         */
+        ret = -EAGAIN;
+    }
     if (ret == -EINTR) {
         wanted.pending = true;
         return EXCP_INTERRUPT;

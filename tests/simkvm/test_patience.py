@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A vCPU that waits for a busy page is to be had for all else."""
+import errno
+
+from gmemlab.machine import wait_for
+from gmemlab.simkvm import snp
+from simtest import SimTest
+
+CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
+SCRIPT = '''
+    generation g2
+    vcpu 0
+    map-gpa 0x1000000 16 shared
+    pin 0x1005000 1 times={times}
+    {request}
+    print done
+    halt'''
+HYPERCALL = '''map-gpa 0x1000000 16 private ret=0
+    state 0x1000000 16 private'''
+FAULT = '''fault 0x1005000 0x1000 private
+    state 0x1005000 1 private'''
+
+
+class Snp(SimTest):
+    """The guest would take any refusal as its end, so it waits for long."""
+
+    def start_waiting(self, request, times):
+        sim = self.start(SCRIPT.format(request=request, times=times),
+                         machine='q35', backend=None, confidential=snp(),
+                         args=['-bios', self.image])
+        wait_for('the page to be found busy', lambda: self.tries(sim), sim)
+        return sim
+
+    def tries(self, sim):
+        return [c['ret'] for c in sim.model.log(CONVERT)].count(-errno.EAGAIN)
+
+    def check_goes_on(self, request):
+        sim = self.start_waiting(request, 300)
+        stops = 0
+        while 'done' not in sim.output():
+            sim.cmd('stop')
+            self.assertEqual(sim.cmd('query-status')['status'], 'paused')
+            stopped_at = self.tries(sim)
+            sim.cmd('query-guest-memfd')
+            self.assertEqual(self.tries(sim), stopped_at)
+            sim.cmd('cont')
+            stops += 1
+            waiting = self.tries(sim) + 20
+            wait_for('tries or the end', lambda: self.tries(sim) >= waiting or
+                     'done' in sim.output(), sim)
+        self.assertGreater(stops, 3)
+        self.assertEqual(self.tries(sim), 300)
+        self.quit(sim)
+
+    def test_a_request_that_was_stopped_goes_on(self):
+        self.check_goes_on(HYPERCALL)
+
+    def test_an_access_that_was_stopped_goes_on(self):
+        self.check_goes_on(FAULT)
+
+    def test_quit(self):
+        for request in HYPERCALL, FAULT:
+            with self.subTest(request=request):
+                sim = self.start_waiting(request, 'forever')
+                self.quit(sim)
+                self.assertNotIn('done', sim.output())
+
+    def test_quit_when_stopped(self):
+        sim = self.start_waiting(HYPERCALL, 'forever')
+        sim.cmd('stop')
+        self.quit(sim)
+
+    def test_others_wait_behind_and_can_be_stopped(self):
+        """A second vCPU wants the same pages; it stands in the queue."""
+        sim = self.start('''
+            generation g2
+            vcpu all
+            barrier
+            map-gpa 0x1004000 4 shared
+            print two
+            halt
+            vcpu 0
+            map-gpa 0x1000000 16 shared
+            pin 0x1005000 1 times=200
+            barrier
+            map-gpa 0x1000000 16 private
+            print one
+            halt''', machine='q35', backend=None, cpus=2, confidential=snp(),
+            args=['-bios', self.image])
+        wait_for('the page to be found busy', lambda: self.tries(sim), sim)
+        for _ in range(5):
+            sim.cmd('stop')
+            sim.cmd('cont')
+        wait_for('both', lambda: sorted(sim.output().split()) ==
+                 ['one', 'two'], sim)
+        self.quit(sim)
+
+    def test_a_reset_ends_it(self):
+        """QEMU cannot reset an SNP guest, and ends."""
+        sim = self.start_waiting(HYPERCALL, 'forever')
+        sim.cmd('system_reset')
+        wait_for('the end', lambda: not sim.is_running(), sim)
+
+
+class SwProtected(SimTest):
+    """It can be reset, and the answer is not for the guest that comes."""
+
+    def test_a_reset(self):
+        sim = self.start('''
+            generation g2
+            vm-types default sw-protected
+            vcpu 0
+            pin 0x1005000 1 times=forever
+            map-gpa 0x1000000 16 private ret=any
+            print told
+            halt''', machine='q35', backend=None,
+            confidential='sw-protected-guest',
+            args=['-bios', self.image, '-action', 'reboot=reset',
+                  '-trace', 'kvm_guest_memfd_hypercall'])
+        wait_for('the page to be found busy', lambda: any(
+            c['ret'] == -errno.EAGAIN for c in sim.model.log(CONVERT)), sim)
+        sim.cmd('system_reset')
+        sim.assert_runs()
+        self.quit(sim)
+        answers = [line for line in sim.get_log().splitlines()
+                   if 'kvm_guest_memfd_hypercall' in line]
+        self.assertRegex(answers[0], f'private 1 ret {errno.EAGAIN}$')
