@@ -12,6 +12,7 @@ help:
 	@echo '              (one suite: make check-NAME, NAME one of'
 	@echo '              $(SUITES))'
 	@echo 'make check-asan  the tests on the model, with sanitizers'
+	@echo 'make soak     hostile guests for 10 million conversions (COUNT=, SEED=)'
 	@echo 'make check-lab   tests on a kernel with private memory: one that is built,'
 	@echo '              or KERNEL=bzImage'
 	@echo 'make bench    what conversion in place costs, beside QEMU as it is'
@@ -68,6 +69,11 @@ check-asan: configured
 	UBSAN_OPTIONS=$$UBSAN_OPTIONS:suppressions=$$PWD/tests/sanitizers.supp; \
 	BUILD=$(BUILD)/asan ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	    tests/check gmem simkvm kvm-mode
+
+soak: export COUNT := $(COUNT)
+soak: export SEED := $(SEED)
+soak: build
+	@tests/soak/run
 
 # Another kernel in the emulated host: KERNEL=bzImage, or one that is built.
 check-lab: export KERNEL := $(and $(KERNEL),$(abspath $(KERNEL)))

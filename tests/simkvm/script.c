@@ -689,8 +689,9 @@ static int talk(SimVcpu *vcpu, bool *go_on)
         g_autofree char *digest = sim_hostile_digest();
 
         s->step = 1;
-        dprintf(out, "%" PRIu64 " %s %" PRIu64 "\n", s->batches, digest,
-                sim_counted(SIM_CONVERSIONS));
+        dprintf(out, "%s %" PRIu64 " %" PRIu64 " %" PRIu64 "\n", digest,
+                sim_counted(SIM_CONVERSIONS), sim_counted(SIM_TO_PRIVATE),
+                sim_counted(SIM_TO_SHARED));
     }
     ret = wait_for_signal(vcpu, in);
     if (ret != -EAGAIN || read(in, &answer, 1) != 1) {

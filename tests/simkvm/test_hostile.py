@@ -14,6 +14,7 @@ from gmemlab.machine import TIMEOUT
 from gmemlab.simkvm import lacks_tdx, snp
 from simtest import SimTest
 
+PAGE = 4096
 CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
 # Three files; low memory ends in the second one, at 128 MiB.
 LAYOUT = 'q35,max-ram-below-4g=128M'
@@ -25,6 +26,12 @@ PLAN = '\n'.join(f'fault {CONVERT} errno={error} at={at} every={every} '
                  f'times={times}' for error, at, every, times in (
                      ('EAGAIN', 211, 101, 4), ('ENOMEM', 307, 211, 1),
                      ('EINTR', 401, 307, 2)))
+
+
+def said(sim):
+    """What it said of anything but the processor: lines."""
+    return [line for line in sim.get_log().splitlines()
+            if 'CPUID' not in line]
 
 
 class Control:
@@ -40,18 +47,21 @@ class Control:
         self.rest = b''
 
     def batch(self, sim):
-        """The next one: (its number, digest, conversions so far)."""
+        """The next one: a digest of what is private now; and so far,
+        conversions, pages that became private, and shared.
+        """
         while b'\n' not in self.rest:
             if select.select([self.told], [], [], 1)[0]:
                 self.rest += os.read(self.told, 4096)
             else:
                 if not sim.is_running():
                     sim.wait(TIMEOUT)
-                    raise AssertionError('it has ended: ' + sim.get_log())
+                    raise AssertionError('it has ended: ' +
+                                         '\n'.join(said(sim)))
                 sim.assert_runs()
         line, _, self.rest = self.rest.partition(b'\n')
-        number, digest, conversions = line.decode().split()
-        return int(number), digest, int(conversions)
+        digest, *counts = line.decode().split()
+        return digest, *map(int, counts)
 
     def go_on(self, further):
         """To the next batch, or to the end."""
@@ -81,8 +91,14 @@ class Hostile(SimTest):
             hostile {seed} {requests} forever
             shutdown'''
 
-    def compare(self, sim, digest):
+    def compare(self, sim, digest, to_private, to_shared):
         """What QEMU and its listener say, while nobody asks for anything."""
+        blocks = sim.cmd('query-guest-memfd')['blocks']
+        counted = [[block['counters'][name] for block in blocks]
+                   for name in ('pages-to-private', 'pages-to-shared')]
+        self.assertEqual([*map(sum, counted)], [to_private, to_shared])
+        self.assertEqual(sum(block['private'] for block in blocks),
+                         (to_private - to_shared) * PAGE)
         listener = '/machine/peripheral/listener'
         self.assertEqual(sim.cmd('qom-get', path=listener, property='digest'),
                          digest, "QEMU's state of pages is not the kernel's")
@@ -113,14 +129,16 @@ class Hostile(SimTest):
         sim.cmd('cont')
         done = 0
         while done < conversions:
-            _, digest, done = control.batch(sim)
-            self.compare(sim, digest)
+            digest, done, to_private, to_shared = control.batch(sim)
+            self.compare(sim, digest, to_private, to_shared)
             if batch:
                 batch(done)
             control.go_on(done < conversions)
         sim.wait(TIMEOUT)
         sim.report = self._check_end(sim.model, sim.exitcode(), 0,
                                      sim.get_log())
+        # It must not fill a disk.
+        self.assertLess(len(said(sim)), 10, said(sim))
         return sim
 
 
@@ -138,17 +156,19 @@ def guests():
 class Platforms(Hostile):
     """All of them."""
 
-    CONVERSIONS = 100000 // 9
+    CPUS = range(1, 9)
+    CONVERSIONS = 100000 // 3 // len(CPUS)
 
     def check(self, platform, **kwargs):
         """A guest of that kind, with 1 to 8 vCPUs."""
         guest = guests()[platform]
         if isinstance(guest, str):
             raise unittest.SkipTest(guest)
-        for seed, (cpus, plan) in enumerate(((1, ''), (4, PLAN), (8, PLAN))):
+        for cpus in self.CPUS:
             with self.subTest(cpus=cpus):
-                sim = self.attack(dict(guest), self.CONVERSIONS, seed=seed,
-                                  cpus=cpus, requests=2000 // cpus, plan=plan)
+                sim = self.attack(dict(guest), self.CONVERSIONS, seed=cpus,
+                                  cpus=cpus, requests=2000 // cpus,
+                                  plan=PLAN if cpus > 1 else '')
                 self.assertGreater(sim.report['pins-met'], 0)
 
     def test_snp(self):

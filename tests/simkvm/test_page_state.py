@@ -22,8 +22,6 @@ NODES = ['-object', 'memory-backend-guest-memfd,id=low,size=64M',
          '-numa', 'node,memdev=low', '-numa', 'node,memdev=high']
 BORDER = 0x4000000
 MANY = 0x10000000000000         # so many pages are 2^64 bytes
-# Read-only RAM instead of option ROMs at 0xc0000: PAM1 of the host bridge.
-SHADOW = 'out 0xcf8 4 0x80000090\nout 0xcfd 1 0x11\n'
 
 
 class Guests:
@@ -505,41 +503,6 @@ class SwProtected(Requests, Exits, SimTest):
             state 0 0x200 shared''')
         self.assertEqual([c[:3] for c in self.conversions(sim)], [
             (0xe0000, 8 * PAGE, 8), (0xe0000, 8 * PAGE, 0)])
-
-    def shadow(self, end):
-        """Two vCPUs; one reads private memory that is read-only."""
-        return f'''
-            generation g2
-            {self.CONFIG}
-            vcpu all
-            halt
-            vcpu 1
-            barrier
-            {end}
-            halt
-            vcpu 0
-            {SHADOW}
-            map-gpa 0xc0000 4 shared
-            map-gpa 0xc0000 4 private
-            barrier
-            read 0xc0000 4
-            print told
-            shutdown'''
-
-    def test_read_only_memory_that_becomes_shared(self):
-        sim = self.play(self.shadow('map-gpa 0xc0000 4 shared'),
-                        **self.guest(cpus=2))
-        self.assertEqual(sim.output(), 'told\n')
-
-    def test_read_only_memory_that_stays_private(self):
-        sim = self.start(self.shadow(''), **self.guest(cpus=2))
-        wait_for('the guest to stop', lambda: sim.cmd(
-            'query-status')['status'] == 'internal-error', sim)
-        self.quit(sim)
-        self.assertGreater(len([c for c in sim.model.log('KVM_RUN')
-                                if c['ret'] == -errno.EFAULT]), 1)
-        self.assertEqual(sim.output(), '')
-        self.assertEqual(sim.report['host-touches'], 0)
 
 
 del Guests, Requests, Exits, Encrypted

@@ -356,6 +356,32 @@ class Mappings(SimTest):
         self.assertEqual(report['host-touches'], 1)
 
 
+    def test_private_memory_behind_a_mapping(self):
+        """A slot that is not bound: no exit says what is the matter."""
+        printed, _ = self.ask('''
+            generation g2
+            vcpu 0
+            read 0x100000 4 expect=0
+            out 0x80 1 0''', '''
+            import ctypes, mmap
+            vm = Vm()
+            gmem = vm.guest_memfd(0x1000)
+            view = mmap.mmap(gmem, 0x1000)
+            vm.set_slot(0x100000, 0x1000, ctypes.addressof(
+                ctypes.c_char.from_buffer(view)))
+            vcpu = vm.vcpu()
+            run = mmap.mmap(vcpu, 0x3000)
+            for state in PRIVATE, PRIVATE, 0:
+                convert(gmem, 0, 0x1000, state)
+                try:
+                    print(ioctl(vcpu, 0x80, 0), run[8])
+                except OSError as err:
+                    print(err.errno, run[8])''')
+        # KVM_EXIT_UNKNOWN, and KVM_EXIT_IO.
+        self.assertEqual(printed.splitlines(), [
+            f'{errno.EFAULT} 0', f'{errno.EFAULT} 0', '0 2'])
+
+
 class Strict(SimTest):
     """What no kernel would accept ends the run, and what it does not know."""
 
