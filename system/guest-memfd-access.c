@@ -38,8 +38,8 @@
  *   before and after.  That is the guest's own race, about its own data.
  * - Private contents are never read, because the kernel does not let us.
  * - Covered pages are few: each costs a mapping of its own, and processes have
- *   some 65000 of these.  Beyond GUEST_MEMFD_COVERED pages a block, all of it is mapped
- *   anew.  What is touched again then is covered again.
+ *   some 65000 of these.  Beyond GUEST_MEMFD_COVERED pages of a block, all of
+ *   it is mapped anew.  What is touched again then is covered again.
  *
  * Memory that devices of other processes have mapped (vhost-user) is theirs to
  * look after.
@@ -313,6 +313,11 @@ bool guest_memfd_on_sigbus(int code, void *addr)
     GuestMemfd *gmem;
     bool ok = false;
 
+    if (code == BUS_MCEERR_AR && !current_cpu) {
+        /* Such threads used to block SIGBUS, and this to end QEMU.  So be it */
+        signal(SIGBUS, SIG_DFL);
+        return true;
+    }
     if (!guest_memfd_some_hidden) {
         return false;
     }

@@ -1484,14 +1484,19 @@ static const GpaCase gpa_cases[] = {
     { "everything there is", 0, -1ull, false, 0, "" },
 };
 
+static int convert_gpa(uint64_t gpa, uint64_t size, bool private)
+{
+    return guest_memfd_convert_gpa(gpa, size, private, NULL);
+}
+
 static void test_gpa(const void *data)
 {
     const GpaCase *c = data;
 
     setup();
     sections_seen = 0;
-    g_assert_cmpint(guest_memfd_convert_gpa(c->first * page_size,
-                                            c->pages * page_size, c->private, NULL),
+    g_assert_cmpint(convert_gpa(c->first * page_size,
+                                c->pages * page_size, c->private),
                     ==, c->ret);
     expect(c->events);
     g_assert_cmpint(views, ==, 0);
@@ -1503,12 +1508,12 @@ static void test_gpa(const void *data)
 static void test_gpa_unaligned(void)
 {
     setup();
-    g_assert_cmpint(guest_memfd_convert_gpa(1, page_size, false, NULL), ==, -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size - 1, false, NULL), ==,
+    g_assert_cmpint(convert_gpa(1, page_size, false), ==, -EINVAL);
+    g_assert_cmpint(convert_gpa(0, page_size - 1, false), ==,
                     -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size + 1, true, NULL), ==,
+    g_assert_cmpint(convert_gpa(0, page_size + 1, true), ==,
                     -EINVAL);
-    g_assert_cmpint(guest_memfd_convert_gpa(page_size / 2, page_size, true, NULL),
+    g_assert_cmpint(convert_gpa(page_size / 2, page_size, true),
                     ==, -EINVAL);
     expect("");
     teardown();
@@ -1518,7 +1523,7 @@ static void test_gpa_cost(void)
 {
     setup();
     sections_seen = 0;
-    g_assert_cmpint(guest_memfd_convert_gpa(P(7), P(3), true, NULL), ==, 0);
+    g_assert_cmpint(convert_gpa(P(7), P(3), true), ==, 0);
     model(0, 7, 3, true);
     g_assert_cmpint(sections_seen, ==, 2);
     teardown();
@@ -1531,7 +1536,7 @@ static void test_gpa_all_shared(void)
     given(1, 130, 3);
     given(2, 75, 1);
     given(2, 140, 1);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, ALL * page_size, false, NULL), ==, 0);
+    g_assert_cmpint(convert_gpa(0, ALL * page_size, false), ==, 0);
     expect("S0:10+2 S1:130+3 S2:75+1 "
            "+0a:10+2 +1a:130+3 +2a:75+1 +2b:75+1");
     model(0, 10, 2, false);
@@ -1544,7 +1549,7 @@ static void test_gpa_all_or_nothing(void)
 {
     setup();
     fail_call(2, ENOMEM, 1);
-    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), true, NULL), ==, -ENOMEM);
+    g_assert_cmpint(convert_gpa(P(298), P(4), true), ==, -ENOMEM);
     expect("-1a:48+2 -1b:48+2 -2a:10+2 P1:48+2 P2:10+2=ENOMEM S1:48+2 "
            "+1a:48+2 +1b:48+2 +2a:10+2");
     teardown();
@@ -1555,16 +1560,16 @@ static void test_gpa_separate(void)
 {
     setup();
     separate = true;
-    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), true, NULL), ==, 0);
+    g_assert_cmpint(convert_gpa(P(298), P(4), true), ==, 0);
     expect("Q298+2P Q300+2P");
     /* What is there becomes shared; where nothing is, it is. */
-    g_assert_cmpint(guest_memfd_convert_gpa(P(120), P(60), false, NULL), ==,
+    g_assert_cmpint(convert_gpa(P(120), P(60), false), ==,
                     0);
     expect("Q170+10S");
-    g_assert_cmpint(guest_memfd_convert_gpa(P(120), P(60), true, NULL), ==,
+    g_assert_cmpint(convert_gpa(P(120), P(60), true), ==,
                     -EINVAL);
     fail_call(5, EIO, 1);
-    g_assert_cmpint(guest_memfd_convert_gpa(P(298), P(4), false, NULL), ==,
+    g_assert_cmpint(convert_gpa(P(298), P(4), false), ==,
                     -EIO);
     expect("Q298+2S Q300+2S=ERROR Q300+2P Q298+2P");
     separate = false;
@@ -1574,9 +1579,9 @@ static void test_gpa_separate(void)
 static void test_gpa_alias_twice(void)
 {
     setup();
-    g_assert_cmpint(guest_memfd_convert_gpa(P(50), P(50), true, NULL), ==, 0);
+    g_assert_cmpint(convert_gpa(P(50), P(50), true), ==, 0);
     expect("-0a:50+50 -0b:50+50 P0:50+50");
-    g_assert_cmpint(guest_memfd_convert_gpa(P(0), P(250), false, NULL), ==, 0);
+    g_assert_cmpint(convert_gpa(P(0), P(250), false), ==, 0);
     expect("S0:50+50 +0a:50+50 +0b:50+50");
     teardown();
 }
