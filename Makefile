@@ -3,7 +3,7 @@
 BUILD := $(abspath $(or $(BUILD),build))
 export BUILD
 
-SUITES := integrate hooks gmem simkvm conformance functional qemu
+SUITES := integrate hooks gmem fuzz simkvm conformance functional qemu
 
 help:
 	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it;'
@@ -12,6 +12,7 @@ help:
 	@echo '              (one suite: make check-NAME, NAME one of'
 	@echo '              $(SUITES))'
 	@echo 'make check-asan  the tests on the model, with sanitizers'
+	@echo 'make fuzz     the exit path under libFuzzer, for SECONDS=60'
 	@echo 'make soak     hostile guests for 10 million conversions (COUNT=, SEED=)'
 	@echo 'make check-lab   tests on a kernel with private memory: one that is built,'
 	@echo '              or KERNEL=bzImage'
@@ -70,6 +71,9 @@ check-asan: configured
 	BUILD=$(BUILD)/asan ASAN_OPTIONS=detect_leaks=0:handle_sigbus=0 \
 	    tests/check gmem simkvm kvm-mode
 
+fuzz: build
+	@tests/fuzz/run $(SECONDS)
+
 soak: export COUNT := $(COUNT)
 soak: export SEED := $(SEED)
 soak: build
@@ -96,4 +100,4 @@ distclean:
 	rm -rf $(BUILD)
 
 .PHONY: help all configured build guest run shell host check check-asan \
-	check-lab bench patches clean distclean
+	check-lab fuzz soak bench patches clean distclean

@@ -296,14 +296,14 @@ static void draw_pin(SimHostile *h)
 const SimRequest *sim_hostile_draw(SimHostile *h)
 {
     SimRequest *r = &h->now;
-    uint64_t kind = draw(h, 100);
+    uint64_t kind = draw(h, 1000);
 
     *r = (SimRequest) { .kind = SIM_MAP_GPA };
     r->private = draw(h, 2);
     draw_somewhere(h, r);
-    if (kind < 10) {
+    if (kind < 100) {
         draw_bad(h, r);
-    } else if (kind < 20) {
+    } else if (kind < 200) {
         r->kind = SIM_FAULT;
         r->pages = 1;
         /* Without memory, there would be nothing but to stop the guest. */
@@ -311,15 +311,16 @@ const SimRequest *sim_hostile_draw(SimHostile *h)
             draw_own(h, r);
             r->pages = 1;
         }
-    } else if (kind < 22) {
+    } else if (kind < 210) {
         r->kind = SIM_DEVICE_READ;
         r->gpa = 0xfed00000;
-    } else if (kind < 24) {
-        r->kind = SIM_NO_ENTRY;
-    } else if (kind < 27) {
-        draw_pin(h);
-    } else if (kind < 30) {
+    } else if (kind < 240) {
         r->attributes = 1 + draw(h, 2);         /* page sizes */
+    } else if (kind < 242) {
+        /* The emulator waits for a moment, here and with pins. */
+        r->kind = SIM_NO_ENTRY;
+    } else if (kind < 250) {
+        draw_pin(h);
     }
     r->failures = sim_counted(SIM_FAULTS_INJECTED) +
                   sim_counted(SIM_PINS_MET);

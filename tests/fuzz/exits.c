@@ -1,0 +1,1172 @@
+/*
+ * A guest that does what bytes say, on accel/kvm/guest-memfd-exit.c and
+ * system/guest-memfd-convert.c
+ *
+ * The kernel, the BQL, the address space, discard listeners and the clock are
+ * stand-ins.  A vCPU leaves KVM for hypercalls, memory faults, MMIO and EFAULT;
+ * meanwhile pages are pinned, listeners come and go, the host converts, and
+ * somebody wants the vCPU's thread.  Kernel and listeners answer as they like,
+ * within their contract.
+ *
+ * What must hold, or the program aborts:
+ *
+ * - A hypercall is answered with 0, EINVAL or EAGAIN.
+ * - A conversion is made as a whole or not at all, and does what was asked.
+ *   Only where the kernel also refuses to undo it, this cannot be.
+ * - It fails only if it makes no sense, or if somebody has failed.
+ * - The state that QEMU keeps, the kernel's, a model's and that of listeners
+ *   are the same after each step.  No page becomes private that a listener has
+ *   mapped, and none is told to map a page that is not shared.
+ * - A fault that is no request changes nothing, and does not come for ever.
+ * - No page that is shared stays covered.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include <linux/kvm.h>
+#include <linux/kvm_para.h>
+#include "hw/boards.h"
+#include "hw/core/cpu.h"
+#include "qemu/bitmap.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/lockable.h"
+#include "qemu/main-loop.h"
+#include "qemu/thread.h"
+#include "monitor/monitor.h"
+#include "system/address-spaces.h"
+#include "system/confidential-guest-support.h"
+#include "system/cpus.h"
+#include "system/guest-memfd.h"
+#include "system/guest-memfd-access.h"
+#include "system/guest-memfd-compat.h"
+#include "system/memory-internal.h"
+#include "exits.h"
+
+#define BLOCKS 3
+#define PAGES 96
+#define LISTENERS 3
+
+/* Listener b has registered a part of the block only, c comes and goes. */
+#define B_FIRST 40
+#define B_PAGES 30
+
+#define FOREVER UINT_MAX
+#define PRIVATE_FAULT (1 << 3)
+
+/* So many times a fault may come for nothing. */
+#define FAULTS_AT_LEAST 10
+#define FAULTS_AT_MOST 5000
+
+/*
+ * Listener: a device that maps what is shared
+ * @mapped, @refused: a byte a page
+ */
+typedef struct Listener {
+    RamDiscardListener rdl;
+    MemoryRegionSection section;
+    unsigned block;
+    bool registered;
+    uint8_t mapped[PAGES];
+    uint8_t refused[PAGES];
+} Listener;
+
+/*
+ * Block: a file, and what is known of its pages, a byte each
+ * @private: to the kernel
+ * @model: as it has to be
+ * @converting: by a thread that is in the kernel
+ * @pins: so many conversions to private will find the page busy
+ */
+typedef struct Block {
+    GuestMemfd gmem;
+    RAMBlock rb;
+    MemoryRegion mr;
+    RamBlockAttributes attributes;
+    Listener listeners[LISTENERS];
+    uint8_t private[PAGES];
+    uint8_t model[PAGES];
+    uint8_t converting[PAGES];
+    unsigned pins[PAGES];
+} Block;
+
+static Block blocks[BLOCKS];
+static uint64_t page_size;
+static GuestType guest_type;
+static ConfidentialGuestSupport cgs;
+static MachineState machine;
+static int64_t now_us = 1000;
+
+static QemuMutex kernel_lock;
+static QemuMutex bql;
+static __thread bool have_bql;
+
+/*
+ * Vcpu: what this thread does
+ * @front, @back: what is left of its bytes
+ * @alone: see guest_run()
+ * @cpu, @run: the vCPU
+ * @pending: its last hypercall was interrupted
+ * @gpa, @size, @private: of that; or of the last memory fault
+ * @stale: faults for nothing in a row
+ * @asked: when it left for that hypercall
+ * @progress: conversions by the kernel since then
+ * @failures: how often somebody has failed since the step began
+ * @no_memory, @refused: so often by ENOMEM; for good
+ * @calls: of kernel and listeners, since then
+ * @stuck: since then it was said that a failed conversion stays
+ * @wanted_in: so many more calls and pauses until somebody wants the thread
+ */
+typedef struct Vcpu {
+    const uint8_t *front;
+    const uint8_t *back;
+    bool alone;
+    CPUState cpu;
+    struct kvm_run run;
+    bool pending;
+    uint64_t gpa;
+    uint64_t size;
+    bool private;
+    unsigned stale;
+    int64_t asked;
+    unsigned progress;
+    unsigned failures;
+    unsigned no_memory;
+    unsigned refused;
+    unsigned calls;
+    bool stuck;
+    unsigned wanted_in;
+} Vcpu;
+
+static __thread Vcpu *vcpu;
+__thread CPUState *current_cpu;
+MachineState *current_machine = &machine;
+bool kvm_pre_fault_memory_supported = true;
+
+/* Bytes; zeros when there are no more */
+
+static uint8_t byte(void)
+{
+    return vcpu->front < vcpu->back ? *vcpu->front++ : 0;
+}
+
+static uint64_t bytes(unsigned n)
+{
+    uint64_t value = 0;
+
+    while (n--) {
+        value = value << 8 | byte();
+    }
+    return value;
+}
+
+static uint8_t answer_byte(void)
+{
+    return vcpu->front < vcpu->back ? *--vcpu->back : 0;
+}
+
+/* The clock.  Somebody may come while the thread waits, or is in the kernel. */
+
+static void time_goes_on(void)
+{
+    if (vcpu->wanted_in && !--vcpu->wanted_in) {
+        qatomic_set(&vcpu->cpu.exit_request, true);
+    }
+}
+
+gint64 g_get_monotonic_time(void)
+{
+    return qatomic_fetch_add(&now_us, 200);
+}
+
+void g_usleep(gulong us)
+{
+    qatomic_add(&now_us, us);
+    time_goes_on();
+    if (!vcpu->alone) {
+        sched_yield();
+    }
+}
+
+/* The BQL */
+
+bool bql_locked(void)
+{
+    return have_bql;
+}
+
+void bql_lock_impl(const char *file, int line)
+{
+    g_assert_false(have_bql);
+    qemu_mutex_lock(&bql);
+    have_bql = true;
+}
+
+void bql_unlock(void)
+{
+    g_assert_true(have_bql);
+    have_bql = false;
+    qemu_mutex_unlock(&bql);
+}
+
+void bql_block_unlock(bool increase)
+{
+}
+
+bool mutex_is_bql(QemuMutex *mutex)
+{
+    return mutex == &bql;
+}
+
+void bql_update_status(bool locked)
+{
+}
+
+void rust_bql_mock_lock(void)
+{
+}
+
+/* Messages */
+
+int error_vprintf(const char *fmt, va_list ap)
+{
+    g_autofree char *text = g_strdup_vprintf(fmt, ap);
+
+    if (strstr(text, "cannot be undone")) {
+        vcpu->stuck = true;
+    }
+    return strlen(text);
+}
+
+int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+{
+    return error_vprintf(fmt, ap);
+}
+
+/* The machine */
+
+bool machine_require_guest_memfd(MachineState *m)
+{
+    return guest_type != GUEST_ORDINARY;
+}
+
+bool cpus_are_resettable(void)
+{
+    return guest_type == GUEST_SW_PROTECTED;
+}
+
+bool guest_memfd_in_place(void)
+{
+    return guest_type != GUEST_ORDINARY;
+}
+
+/* The kernel */
+
+static int kernel_answer(Block *b, uint64_t first, uint64_t pages,
+                         bool private, uint64_t *error_offset)
+{
+    uint8_t answer = answer_byte();
+    uint64_t page;
+    unsigned i;
+
+    for (page = first; page < first + pages; page++) {
+        for (i = 0; private && i < LISTENERS; i++) {
+            g_assert_false(b->listeners[i].mapped[page]);
+        }
+        if (private && b->pins[page]) {
+            b->pins[page] -= b->pins[page] != FOREVER;
+            *error_offset = page * page_size;
+            return -EAGAIN;
+        }
+    }
+    switch (answer) {
+    case 0x80 ... 0x87:
+        if (private) {
+            *error_offset = (first + answer_byte() % pages) * page_size;
+            return -EAGAIN;
+        }
+        return 0;
+    case 0x88 ... 0x8b:
+        return -EINTR;
+    case 0x8c ... 0x8f:
+        *error_offset = first * page_size;
+        return -ENOMEM;
+    case 0x90:
+        return -EINVAL;
+    case 0x91:
+        return -EIO;
+    case 0x92:
+        /* A kernel that tells nonsense */
+        *error_offset = (uint64_t)answer_byte() << 56;
+        return -EAGAIN;
+    default:
+        return 0;
+    }
+}
+
+int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
+                                bool private, uint64_t *error_offset)
+{
+    uint64_t first = offset / page_size;
+    uint64_t pages = size / page_size;
+    Block *b = &blocks[fd];
+    unsigned i;
+    int ret;
+
+    g_assert_cmpint(fd, <, BLOCKS);
+    g_assert_false((offset | size) % page_size);
+    g_assert_cmpint(first, <, PAGES);
+    g_assert_cmpint(pages, >, 0);
+    g_assert_cmpint(pages, <=, PAGES - first);
+
+    vcpu->calls++;
+    time_goes_on();
+    WITH_QEMU_LOCK_GUARD(&kernel_lock) {
+        g_assert_true(buffer_is_zero(b->converting + first, pages));
+        memset(b->converting + first, 1, pages);
+    }
+    if (!vcpu->alone) {
+        sched_yield();
+    }
+    WITH_QEMU_LOCK_GUARD(&kernel_lock) {
+        ret = kernel_answer(b, first, pages, private, error_offset);
+        if (!ret) {
+            memset(b->private + first, private, pages);
+            /* Who has refused is not told when that is undone. */
+            for (i = 0; i < LISTENERS; i++) {
+                memset(b->listeners[i].refused + first, 0, pages);
+            }
+        }
+        memset(b->converting + first, 0, pages);
+    }
+    vcpu->progress += !ret;
+    vcpu->failures += !!ret;
+    vcpu->no_memory += ret == -ENOMEM;
+    vcpu->refused += ret && ret != -EAGAIN && ret != -EINTR && ret != -ENOMEM;
+    return ret;
+}
+
+/* Pre-faults some of it; and never what the guest has not just converted. */
+int kvm_vcpu_ioctl(CPUState *cpu, unsigned long type, ...)
+{
+    struct kvm_pre_fault_memory *range;
+    uint64_t done;
+    va_list ap;
+
+    va_start(ap, type);
+    range = va_arg(ap, struct kvm_pre_fault_memory *);
+    va_end(ap);
+    g_assert_true(cpu == &vcpu->cpu);
+    g_assert_cmphex(type, ==, KVM_PRE_FAULT_MEMORY);
+    g_assert_cmphex(range->gpa, >=, vcpu->gpa);
+    g_assert_cmphex(range->gpa + range->size, ==, vcpu->gpa + vcpu->size);
+    time_goes_on();
+    if (answer_byte() % 16 == 15) {
+        return -EAGAIN;
+    }
+    done = MIN(range->size, MAX(page_size, range->size / 2));
+    range->gpa += done;
+    range->size -= done;
+    return 0;
+}
+
+/* Nobody here may free memory of a page. */
+
+int ram_block_discard_range(RAMBlock *rb, uint64_t offset, size_t length)
+{
+    g_assert_not_reached();
+}
+
+int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
+{
+    g_assert_not_reached();
+}
+
+/* Pages that a device has touched while they were hidden */
+
+static void touch(Block *b, uint64_t page)
+{
+    GuestMemfdState *s = &b->gmem.state;
+    unsigned long word;
+
+    qemu_spin_lock(&s->access_lock);
+    word = qatomic_read(&b->attributes.bitmap[BIT_WORD(page)]);
+    if (!(word & BIT_MASK(page)) &&
+        s->covered_pages < GUEST_MEMFD_COVERED) {
+        s->covered[s->covered_pages++] = page;
+    }
+    qemu_spin_unlock(&s->access_lock);
+}
+
+void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    GuestMemfdState *s = &gmem->state;
+    unsigned i = 0;
+
+    while (i < s->covered_pages) {
+        if (s->covered[i] >= first && s->covered[i] < end) {
+            s->covered[i] = s->covered[--s->covered_pages];
+        } else {
+            i++;
+        }
+    }
+}
+
+/* Listeners */
+
+static Listener *section_of(RamDiscardListener *rdl,
+                            const MemoryRegionSection *s, uint64_t *first,
+                            uint64_t *pages)
+{
+    Listener *l = container_of(rdl, Listener, rdl);
+    uint64_t size = int128_get64(s->size);
+
+    g_assert_true(have_bql);
+    g_assert_true(s->mr == l->section.mr);
+    g_assert_false((s->offset_within_region | size) % page_size);
+    *first = s->offset_within_region / page_size;
+    *pages = size / page_size;
+    g_assert_cmpint(*pages, >, 0);
+    g_assert_cmpint(s->offset_within_region, >=,
+                    l->section.offset_within_region);
+    g_assert_cmpint(s->offset_within_region + size, <=,
+                    l->section.offset_within_region +
+                    int128_get64(l->section.size));
+    vcpu->calls++;
+    return l;
+}
+
+static int notify_populate(RamDiscardListener *rdl, MemoryRegionSection *s)
+{
+    uint64_t first, pages, page;
+    Listener *l = section_of(rdl, s, &first, &pages);
+    int ret = answer_byte() >= 0xf0 ? -ENOSPC : 0;
+
+    vcpu->failures += !!ret;
+    vcpu->refused += !!ret;
+    QEMU_LOCK_GUARD(&kernel_lock);
+    for (page = first; page < first + pages; page++) {
+        g_assert_false(l->mapped[page]);
+        g_assert_false(blocks[l->block].private[page]);
+        l->mapped[page] = !ret;
+        l->refused[page] = !!ret;
+    }
+    return ret;
+}
+
+static void notify_discard(RamDiscardListener *rdl, MemoryRegionSection *s)
+{
+    uint64_t first, pages, page;
+    Listener *l = section_of(rdl, s, &first, &pages);
+
+    QEMU_LOCK_GUARD(&kernel_lock);
+    for (page = first; page < first + pages; page++) {
+        g_assert_true(l->mapped[page] || l->refused[page]);
+        g_assert_false(blocks[l->block].private[page]);
+        l->mapped[page] = 0;
+        l->refused[page] = 0;
+    }
+}
+
+/* As RamBlockAttributes does it; what is mapped first stands in the bitmap. */
+static void set_registered(Listener *l, bool registered)
+{
+    Block *b = &blocks[l->block];
+    uint64_t first = l->section.offset_within_region / page_size;
+    uint64_t page, end = first + int128_get64(l->section.size) / page_size;
+
+    if (l->registered == registered) {
+        return;
+    }
+    l->registered = registered;
+    if (registered) {
+        guest_memfd_listen(&b->rb, true);
+        QLIST_INSERT_HEAD(&b->attributes.rdl_list, &l->rdl, next);
+    }
+    WITH_QEMU_LOCK_GUARD(&kernel_lock) {
+        for (page = first; page < end; page++) {
+            bool shared = test_bit(page, b->attributes.bitmap);
+
+            g_assert_cmpint(l->mapped[page], ==, !registered && shared &&
+                                                 !l->refused[page]);
+            g_assert_false(shared && b->private[page]);
+            l->mapped[page] = registered && shared;
+            l->refused[page] = 0;
+        }
+    }
+    if (!registered) {
+        QLIST_REMOVE(&l->rdl, next);
+        guest_memfd_listen(&b->rb, false);
+    }
+}
+
+/* Guest physical addresses */
+
+typedef struct Section {
+    uint64_t gpa;
+    uint64_t size;
+    const MemoryRegion *mr;
+    uint64_t offset;
+} Section;
+
+#define P(n) ((n) * page_size)
+#define SECTIONS 10
+#define LOW_PAGES 340
+
+static RAMBlock plain_block = { .host = (uint8_t *)1, .guest_memfd = -1 };
+static MemoryRegion mmio, plain_ram = { .ram_block = &plain_block };
+static FlatView view;
+AddressSpace address_space_memory;
+
+static void map(Section *s)
+{
+    const uint64_t half = page_size / 2;
+    const Section sections[SECTIONS] = {
+        { P(0), P(96), &blocks[0].mr, 0 },
+        /* a hole of 4 pages */
+        { P(100), P(8), &mmio, 0 },
+        { P(108), P(8), &plain_ram, 0 },
+        { P(116), P(40), &blocks[2].mr, P(50) },
+        /* a hole, and what is at 50 is here again */
+        { P(160), P(30), &blocks[0].mr, P(50) },
+        { P(190), P(96), &blocks[1].mr, P(0) },
+        { P(286), P(40), &blocks[2].mr, P(10) },
+        /* only page 331 is whole */
+        { P(330) + half, P(2), &blocks[1].mr, P(60) + half },
+        /* and here none is a page of the file */
+        { P(334), P(4), &blocks[1].mr, P(20) + half },
+        { 1ull << 51, P(16), &blocks[1].mr, P(80) },
+    };
+
+    memcpy(s, sections, sizeof(sections));
+}
+
+FlatView *address_space_get_flatview(AddressSpace *as)
+{
+    g_assert_true(as == &address_space_memory);
+    return &view;
+}
+
+void flatview_unref(FlatView *fv)
+{
+}
+
+void flatview_for_each_range(FlatView *fv, flatview_cb cb, void *opaque)
+{
+    Section sections[SECTIONS];
+    unsigned i;
+
+    map(sections);
+    for (i = 0; i < SECTIONS; i++) {
+        Section *s = &sections[i];
+
+        if (cb(int128_make64(s->gpa), int128_make64(s->size), s->mr,
+               s->offset, opaque)) {
+            break;
+        }
+    }
+}
+
+const char *memory_region_name(const MemoryRegion *mr)
+{
+    return "ram";
+}
+
+GuestMemfd *guest_memfd_from_host(const void *host)
+{
+    g_assert_not_reached();
+}
+
+/* What has to become of a request, found out page by page */
+
+typedef uint8_t Pages[BLOCKS][PAGES];
+
+/*
+ * Sets @pages to those that are in the range.  Returns 0; or -EINVAL if it is
+ * none, or cannot become private.
+ */
+static int foretell(uint64_t gpa, uint64_t size, bool private, Pages pages)
+{
+    Section sections[SECTIONS];
+    uint64_t found = 0;
+    unsigned i;
+
+    memset(pages, 0, sizeof(Pages));
+    if (!size || gpa % page_size || size % page_size || gpa + size < gpa) {
+        return -EINVAL;
+    }
+    map(sections);
+    for (i = 0; i < SECTIONS; i++) {
+        const Section *s = &sections[i];
+        uint64_t a = QEMU_ALIGN_UP(s->gpa, page_size);
+
+        if (s->mr == &mmio || s->mr == &plain_ram ||
+            guest_type == GUEST_ORDINARY ||
+            (s->gpa - s->offset) % page_size) {
+            continue;
+        }
+        for (; a + page_size <= s->gpa + s->size; a += page_size) {
+            if (a >= gpa && a - gpa < size) {
+                pages[container_of(s->mr, Block, mr) - blocks]
+                     [(a - s->gpa + s->offset) / page_size] = 1;
+                found++;
+            }
+        }
+    }
+    return private && found < size / page_size ? -EINVAL : 0;
+}
+
+static bool differs(Pages pages, bool private)
+{
+    unsigned i, page;
+
+    for (i = 0; i < BLOCKS; i++) {
+        for (page = 0; page < PAGES; page++) {
+            if (pages[i][page] && blocks[i].model[page] != private) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+static void apply(Pages pages, bool private)
+{
+    unsigned i, page;
+
+    for (i = 0; i < BLOCKS; i++) {
+        for (page = 0; page < PAGES; page++) {
+            if (pages[i][page]) {
+                blocks[i].model[page] = private;
+            }
+        }
+    }
+}
+
+/* The states that are kept, the kernel's, the model's and the listeners' */
+static void check(void)
+{
+    unsigned i, k;
+
+    g_assert_false(have_bql);
+    for (i = 0; i < BLOCKS; i++) {
+        Block *b = &blocks[i];
+        GuestMemfdState *s = &b->gmem.state;
+        uint64_t page, private = 0;
+
+        for (page = 0; page < PAGES; page++) {
+            bool is_private = s->private && test_bit(page, s->private);
+
+            g_assert_cmpint(is_private, ==, b->private[page]);
+            g_assert_cmpint(is_private, ==, b->model[page]);
+            g_assert_cmpint(is_private, !=,
+                            test_bit(page, b->attributes.bitmap));
+            private += is_private;
+            for (k = 0; k < LISTENERS; k++) {
+                Listener *l = &b->listeners[k];
+                bool hears = l->registered &&
+                             (k != 1 || (page >= B_FIRST &&
+                                         page < B_FIRST + B_PAGES));
+
+                g_assert_cmpint(l->mapped[page], ==,
+                                hears && !is_private && !l->refused[page]);
+                g_assert_false(l->refused[page] && is_private);
+            }
+        }
+        for (k = 0; k < s->covered_pages; k++) {
+            g_assert_false(test_bit(s->covered[k], b->attributes.bitmap));
+        }
+        g_assert_cmpint(s->private_pages, ==, private);
+        g_assert_cmpint(s->to_private - s->to_shared, ==, private);
+    }
+}
+
+/* The kernel refused to undo something: its state is what there is. */
+static void sync_model(void)
+{
+    unsigned i;
+
+    for (i = 0; i < BLOCKS; i++) {
+        memcpy(blocks[i].model, blocks[i].private, PAGES);
+    }
+}
+
+static void begin_step(void)
+{
+    unsigned i;
+
+    vcpu->failures = 0;
+    vcpu->no_memory = 0;
+    vcpu->refused = 0;
+    vcpu->calls = 0;
+    vcpu->stuck = false;
+    for (i = 0; vcpu->alone && i < BLOCKS; i++) {
+        blocks[i].gmem.state.complained = false;
+    }
+}
+
+static void end_step(void)
+{
+    if (vcpu->alone) {
+        if (vcpu->stuck) {
+            /* Once when converted, and once when undone. */
+            g_assert_cmpint(vcpu->failures, >=, 2);
+            sync_model();
+        }
+        check();
+    }
+}
+
+/* A conversion was asked for.  Is this what had to become of it? */
+static void check_conversion(uint64_t gpa, uint64_t size, bool private,
+                             bool makes_sense, bool done)
+{
+    Pages pages;
+
+    if (!vcpu->alone) {
+        return;
+    }
+    if (foretell(gpa, size, private, pages) || !makes_sense) {
+        g_assert_false(done);
+        g_assert_cmpint(vcpu->calls, ==, 0);
+    } else if (done) {
+        apply(pages, private);
+    } else {
+        g_assert_cmpint(vcpu->failures, >, 0);
+    }
+}
+
+/* What the guest asks for */
+
+/* Mostly in memory, but anything can come. */
+static uint64_t an_address(void)
+{
+    uint8_t kind = byte();
+
+    switch (kind) {
+    case 0 ... 0xdf:
+        return P((kind << 8 | byte()) % LOW_PAGES);
+    case 0xe0 ... 0xe7:
+        return (1ull << 51) + P(byte() % 20);
+    case 0xe8 ... 0xef:
+        return P(byte() % LOW_PAGES) + bytes(2);
+    default:
+        return bytes(8);
+    }
+}
+
+static uint64_t a_count(void)
+{
+    uint8_t kind = byte();
+
+    switch (kind) {
+    case 0 ... 0xbf:
+        return kind % 8;
+    case 0xc0 ... 0xef:
+        return byte();
+    default:
+        return bytes(8);
+    }
+}
+
+/* The vCPU has left the hypercall.  @ret is what it does next. */
+static void end_hypercall(int ret)
+{
+    const struct kvm_run *run = &vcpu->run;
+    uint64_t attributes = run->hypercall.args[2];
+    uint64_t pages = run->hypercall.args[1];
+    int64_t patience = guest_type == GUEST_SNP ? 60000000 : 1000000;
+    int64_t spent = qatomic_read(&now_us) - vcpu->asked;
+    bool wanted = qatomic_read(&vcpu->cpu.exit_request);
+
+    vcpu->pending = ret == EXCP_INTERRUPT;
+    if (vcpu->pending) {
+        g_assert_true(wanted);
+        g_assert_false(cpus_are_resettable());
+    } else {
+        g_assert_cmpint(ret, ==, 0);
+        g_assert_true(run->hypercall.ret == 0 ||
+                      run->hypercall.ret == EINVAL ||
+                      run->hypercall.ret == EAGAIN);
+        if (vcpu->calls && run->hypercall.ret == EINVAL) {
+            g_assert_cmpint(vcpu->refused, >, 0);
+        }
+        if (run->hypercall.ret == EAGAIN && !vcpu->no_memory &&
+            !(wanted && cpus_are_resettable())) {
+            g_assert_cmpint(spent, >=, patience);
+        }
+        if (vcpu->alone && !vcpu->progress) {
+            g_assert_cmpint(spent, <, patience + 100000);
+        }
+    }
+    /* Who wants the thread has not had it do anything. */
+    vcpu->failures += vcpu->pending;
+    check_conversion(vcpu->gpa, vcpu->size, vcpu->private,
+                     !(attributes & ~0x1full) && pages <= UINT64_MAX >> 12,
+                     !vcpu->pending && !run->hypercall.ret);
+}
+
+static void hypercall(uint64_t nr, uint64_t attributes)
+{
+    struct kvm_run *run = &vcpu->run;
+    int ret = -1;
+
+    run->exit_reason = KVM_EXIT_HYPERCALL;
+    run->hypercall.nr = nr;
+    run->hypercall.args[0] = an_address();
+    run->hypercall.args[1] = a_count();
+    run->hypercall.args[2] = attributes;
+    run->hypercall.ret = -1;
+    vcpu->gpa = run->hypercall.args[0];
+    vcpu->size = run->hypercall.args[1] << 12;
+    vcpu->private = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED;
+    vcpu->asked = qatomic_read(&now_us);
+    vcpu->progress = 0;
+    if (!kvm_guest_memfd_hypercall(&vcpu->cpu, run, &ret)) {
+        g_assert_true(nr != KVM_HC_MAP_GPA_RANGE ||
+                      guest_type == GUEST_ORDINARY);
+        g_assert_cmpint(vcpu->calls, ==, 0);
+        return;
+    }
+    g_assert_cmpint(nr, ==, KVM_HC_MAP_GPA_RANGE);
+    end_hypercall(ret);
+}
+
+/* Before it enters KVM again.  Whoever wanted the thread has had it. */
+static void resume(void)
+{
+    while (vcpu->pending) {
+        int ret = 0;
+
+        begin_step();
+        qatomic_set(&vcpu->cpu.exit_request, false);
+        if (kvm_guest_memfd_resume(&vcpu->cpu, &vcpu->run, &ret)) {
+            g_assert_cmpint(ret, ==, EXCP_INTERRUPT);
+        } else {
+            ret = 0;
+        }
+        end_hypercall(ret);
+        end_step();
+    }
+    qatomic_set(&vcpu->cpu.exit_request, false);
+}
+
+static int fault_once(void)
+{
+    Pages pages;
+    int expected = foretell(vcpu->gpa, vcpu->size, vcpu->private, pages);
+    bool request;
+    int ret;
+
+    vcpu->run.exit_reason = KVM_EXIT_MEMORY_FAULT;
+    vcpu->run.memory_fault.gpa = vcpu->gpa;
+    vcpu->run.memory_fault.size = vcpu->size;
+    ret = kvm_guest_memfd_memory_fault(&vcpu->cpu, &vcpu->run);
+    if (!vcpu->alone) {
+        return ret;
+    }
+
+    if (guest_type == GUEST_ORDINARY) {
+        request = vcpu->private;
+    } else if (guest_type == GUEST_SW_PROTECTED) {
+        request = false;
+    } else {
+        request = expected || differs(pages, vcpu->private);
+    }
+    if (!request) {
+        g_assert_cmpint(vcpu->calls, ==, 0);
+        vcpu->stale++;
+        if (ret) {
+            g_assert_cmpint(ret, <, 0);
+            g_assert_cmpint(vcpu->stale, >, FAULTS_AT_LEAST);
+            vcpu->stale = 0;
+        }
+        return ret;
+    }
+    vcpu->stale = 0;
+    if (ret == EXCP_INTERRUPT) {
+        g_assert_true(qatomic_read(&vcpu->cpu.exit_request));
+        vcpu->failures++;
+    } else {
+        g_assert_cmpint(ret, <=, 0);
+    }
+    /* For lack of memory it comes again. */
+    check_conversion(vcpu->gpa, vcpu->size, vcpu->private,
+                     guest_type != GUEST_ORDINARY, !ret && !vcpu->no_memory);
+    return ret;
+}
+
+static void memory_fault(void)
+{
+    uint64_t count;
+
+    vcpu->run.memory_fault.flags = byte() & 1 ? bytes(8) : byte();
+    vcpu->gpa = an_address();
+    count = a_count();
+    vcpu->size = byte() & 7 ? P(count) : count;
+    vcpu->private = vcpu->run.memory_fault.flags & PRIVATE_FAULT;
+    vcpu->stale = 0;
+    fault_once();
+}
+
+/* Nobody converts, and the same fault comes again and again. */
+static void same_fault_again(void)
+{
+    unsigned times = 0;
+
+    while (guest_type == GUEST_SW_PROTECTED && vcpu->alone && !fault_once()) {
+        g_assert_cmpint(++times, <, FAULTS_AT_MOST);
+    }
+}
+
+static void emulated_access(void)
+{
+    struct kvm_run *run = &vcpu->run;
+    Pages pages;
+    bool is_private;
+
+    run->exit_reason = KVM_EXIT_MMIO;
+    run->mmio.phys_addr = an_address();
+    run->mmio.is_write = byte() & 1;
+    run->mmio.len = 8;
+    is_private = !foretell(QEMU_ALIGN_DOWN(run->mmio.phys_addr, page_size),
+                           page_size, false, pages) && differs(pages, false);
+    if (kvm_guest_memfd_is_mmio(run) == is_private) {
+        g_assert_false(vcpu->alone);
+    }
+    g_assert_cmpint(vcpu->calls, ==, 0);
+}
+
+/* KVM_RUN fails without a word. */
+static void run_fails(void)
+{
+    static const int errors[] = { EFAULT, EINTR, EHWPOISON, EINVAL };
+    int error = errors[byte() % 4];
+    unsigned times = 0;
+
+    vcpu->run.exit_reason = byte() % 4 ? KVM_EXIT_UNKNOWN : byte();
+    while (kvm_guest_memfd_retry(&vcpu->cpu, &vcpu->run, -error)) {
+        g_assert_cmpint(error, ==, EFAULT);
+        g_assert_cmpint(vcpu->run.exit_reason, ==, KVM_EXIT_UNKNOWN);
+        g_assert_true(guest_type != GUEST_ORDINARY);
+        if (!vcpu->alone || ++times == FAULTS_AT_MOST) {
+            break;
+        }
+    }
+    g_assert_cmpint(times, <, FAULTS_AT_MOST);
+    g_assert_cmpint(vcpu->calls, ==, 0);
+}
+
+/* What others do */
+
+static Block *a_block(void)
+{
+    return &blocks[byte() % BLOCKS];
+}
+
+static void host_converts(void)
+{
+    unsigned n = 1 + byte() % 4, i, page;
+    bool private = byte() & 1, beyond = false;
+    bool with_bql = byte() & 1;
+    GuestMemfdRange ranges[4];
+    Pages pages = {};
+    int ret;
+
+    for (i = 0; i < n; i++) {
+        Block *b = a_block();
+        unsigned first = byte() % (PAGES + 4), count = byte() % (PAGES / 2);
+
+        ranges[i] = (GuestMemfdRange) { &b->gmem, P(first), P(count) };
+        beyond |= guest_type != GUEST_ORDINARY &&
+                  (first > PAGES || count > PAGES - first);
+        for (page = first; page < MIN(first + count, PAGES); page++) {
+            pages[b - blocks][page] = 1;
+        }
+    }
+    if (with_bql) {
+        bql_lock();
+    }
+    ret = guest_memfd_convert(ranges, n, private);
+    if (with_bql) {
+        bql_unlock();
+    }
+    if (!vcpu->alone) {
+        return;
+    }
+    if (beyond || (guest_type == GUEST_ORDINARY && private)) {
+        g_assert_cmpint(ret, ==, -EINVAL);
+        g_assert_cmpint(vcpu->calls, ==, 0);
+    } else if (ret) {
+        g_assert_cmpint(vcpu->failures, >, 0);
+    } else if (guest_type != GUEST_ORDINARY) {
+        apply(pages, private);
+    }
+}
+
+static void pin(void)
+{
+    Block *b = a_block();
+    unsigned page = byte() % PAGES, pages = 1 + byte() % 32;
+    uint8_t times = byte();
+
+    QEMU_LOCK_GUARD(&kernel_lock);
+    for (; pages-- && page < PAGES; page++) {
+        b->pins[page] = times & 0x80 ? FOREVER : times % 8;
+    }
+}
+
+static void unpin_all(void)
+{
+    unsigned i;
+
+    QEMU_LOCK_GUARD(&kernel_lock);
+    for (i = 0; i < BLOCKS; i++) {
+        memset(blocks[i].pins, 0, sizeof(blocks[i].pins));
+    }
+}
+
+static void listener_comes_or_goes(void)
+{
+    Listener *l = &a_block()->listeners[byte() % LISTENERS];
+    bool registered = byte() & 1;
+
+    bql_lock();
+    set_registered(l, registered);
+    bql_unlock();
+}
+
+static void step(void)
+{
+    uint8_t what = byte();
+
+    switch (what % 16) {
+    case 0 ... 3:
+        hypercall(KVM_HC_MAP_GPA_RANGE, what & 0x10);
+        break;
+    case 4:
+        hypercall(KVM_HC_MAP_GPA_RANGE, bytes(what & 0x10 ? 8 : 1));
+        break;
+    case 5:
+        hypercall(bytes(2), byte());
+        break;
+    case 6 ... 7:
+        memory_fault();
+        break;
+    case 8:
+        same_fault_again();
+        break;
+    case 9:
+        emulated_access();
+        break;
+    case 10:
+        run_fails();
+        break;
+    case 11:
+        vcpu->wanted_in = 1 + byte() % 64;
+        break;
+    case 12:
+        pin();
+        break;
+    case 13:
+        unpin_all();
+        break;
+    case 14:
+        listener_comes_or_goes();
+        break;
+    case 15:
+        if (what & 0x80) {
+            touch(a_block(), byte() % PAGES);
+        } else {
+            host_converts();
+        }
+        break;
+    }
+}
+
+void guest_run(const uint8_t *data, size_t size, bool alone)
+{
+    g_autofree Vcpu *v = g_new0(Vcpu, 1);
+
+    v->front = data;
+    v->back = data + size;
+    v->alone = alone;
+    vcpu = v;
+    current_cpu = &v->cpu;
+    while (v->front < v->back) {
+        begin_step();
+        step();
+        end_step();
+        resume();
+    }
+    vcpu = NULL;
+    current_cpu = NULL;
+}
+
+static void set_section(Listener *l, uint64_t first, uint64_t pages)
+{
+    l->section = (MemoryRegionSection) {
+        .mr = &blocks[l->block].mr,
+        .offset_within_region = first * page_size,
+        .offset_within_address_space = first * page_size,
+        .size = int128_make64(pages * page_size),
+    };
+    l->rdl.section = &l->section;
+}
+
+void guest_begin(GuestType type)
+{
+    unsigned i, k;
+
+    if (!page_size) {
+        page_size = qemu_real_host_page_size();
+        qemu_mutex_init(&kernel_lock);
+        qemu_mutex_init(&bql);
+    }
+    guest_type = type;
+    cgs.require_guest_memfd = true;
+    cgs.retries = type != GUEST_SNP;
+    cgs.takes_any_state = type == GUEST_SW_PROTECTED;
+    machine.cgs = type == GUEST_ORDINARY ? NULL : &cgs;
+    memset(blocks, 0, sizeof(blocks));
+    for (i = 0; i < BLOCKS; i++) {
+        Block *b = &blocks[i];
+
+        b->rb.fd = i;
+        b->rb.guest_memfd = -1;
+        b->rb.mr = &b->mr;
+        b->rb.max_length = PAGES * page_size;
+        b->rb.attributes = &b->attributes;
+        b->rb.gmem = &b->gmem;
+        b->mr.ram_block = &b->rb;
+        b->gmem.rb = &b->rb;
+        b->attributes.ram_block = &b->rb;
+        b->attributes.bitmap_size = PAGES;
+        b->attributes.bitmap = bitmap_new(PAGES);
+        bitmap_set(b->attributes.bitmap, 0, PAGES);
+        QLIST_INIT(&b->attributes.rdl_list);
+        guest_memfd_state_init(&b->gmem, type != GUEST_ORDINARY);
+        for (k = 0; k < LISTENERS; k++) {
+            Listener *l = &b->listeners[k];
+
+            l->block = i;
+            set_section(l, k == 1 ? B_FIRST : 0, k == 1 ? B_PAGES : PAGES);
+            ram_discard_listener_init(&l->rdl, notify_populate,
+                                      notify_discard, true);
+            /* Block 2 has nobody at first, so that no BQL is needed. */
+            set_registered(l, k < 2 && i < 2);
+        }
+    }
+}
+
+void guest_end(void)
+{
+    unsigned i;
+
+    sync_model();
+    check();
+    for (i = 0; i < BLOCKS; i++) {
+        guest_memfd_state_destroy(&blocks[i].gmem);
+        g_free(blocks[i].attributes.bitmap);
+    }
+}
