@@ -191,11 +191,13 @@ static bool cover(GuestMemfd *gmem, uint64_t page)
     static __thread uint64_t last_page;
     static __thread unsigned faults;
     GuestMemfdState *s = &gmem->state;
+    unsigned long word;
     bool ok = true;
     unsigned i;
 
     qemu_spin_lock(&s->access_lock);
-    if (test_bit(page, gmem->rb->attributes->bitmap)) {
+    word = qatomic_read(&gmem->rb->attributes->bitmap[BIT_WORD(page)]);
+    if (word & BIT_MASK(page)) {
         faults = page == last_page ? faults + 1 : 0;
         last_page = page;
         qemu_spin_unlock(&s->access_lock);

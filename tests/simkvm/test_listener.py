@@ -13,7 +13,7 @@ from simtest import SimTest
 from test_launch import LaunchTest, SnpLaunchTest, TdxLaunchTest
 
 DEVICE = 'guest-memfd-testdev,id=listener'
-PATH = '/machine/peripheral/listener'
+OTHER = 'guest-memfd-testdev,id=other'
 CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
 # Two blocks, which meet at 0x8000000.
 NODES = ['-object', f'{GUEST_MEMFD},id=low,size=128M',
@@ -42,18 +42,20 @@ def requests(seed, count, gpa, pages):
 class Listeners:
     """The tests of every platform.  RAM is private when a guest starts."""
 
-    def ask(self, sim, name):
+    def ask(self, sim, name, device='listener'):
         """A property of the device."""
-        return sim.cmd('qom-get', path=PATH, property=name)
+        return sim.cmd('qom-get', path='/machine/peripheral/' + device,
+                       property=name)
 
-    def set(self, sim, name, value):
+    def set(self, sim, name, value, device='listener'):
         """Set a property of the device."""
-        sim.cmd('qom-set', path=PATH, property=name, value=value)
+        sim.cmd('qom-set', path='/machine/peripheral/' + device,
+                property=name, value=value)
 
-    def check_listener(self, sim):
+    def check_listener(self, sim, device='listener'):
         """All it has heard and sees is as it should be."""
-        self.assertEqual(self.ask(sim, 'check'), '')
-        self.assertEqual(self.ask(sim, 'errors'), 0, sim.get_log())
+        self.assertEqual(self.ask(sim, 'check', device), '')
+        self.assertEqual(self.ask(sim, 'errors', device), 0, sim.get_log())
 
     def prepare(self, script, config='', args=(), **kwargs):
         """A machine that is launched, with a listener.  No vCPU runs yet."""
@@ -135,7 +137,7 @@ class Listeners:
         sim = self.prepare('''
             vcpu 0
             map-gpa 0x1000000 8 shared
-            map-gpa 0x2000000 9 shared ret=any
+            map-gpa 0x2000000 9 shared ret=EINVAL
             state 0x1000000 8 shared
             state 0x2000000 9 private
             print x
@@ -144,11 +146,30 @@ class Listeners:
         self.go(sim)
         self.assertEqual(self.ask(sim, 'mapped-pages'), 8)
 
+    def test_one_of_two_devices_refuses(self):
+        """Whichever is told first, the other unmaps."""
+        devices = 'listener', 'other'
+        for refuser in devices:
+            with self.subTest(refuser=refuser):
+                sim = self.prepare('''
+                    vcpu 0
+                    map-gpa 0x1000000 8 shared
+                    map-gpa 0x2000000 9 shared ret=EINVAL
+                    state 0x2000000 9 private
+                    print x
+                    halt''', args=['-device', OTHER])
+                self.set(sim, 'max-mappings', 16, refuser)
+                self.go(sim)
+                for device in devices:
+                    self.check_listener(sim, device)
+                    self.assertEqual(self.ask(sim, 'mapped-pages', device), 8)
+                self.quit(sim)
+
     def test_some_mappings_are_refused(self):
         sim = self.prepare('''
             vcpu 0
             map-gpa 0x1004000 4 shared
-            map-gpa 0x1000000 16 shared ret=any
+            map-gpa 0x1000000 16 shared ret=EINVAL
             state 0x1000000 4 private
             state 0x1004000 4 shared
             state 0x1008000 8 private
