@@ -125,3 +125,26 @@ class SwProtected(SimTest):
         answers = [line for line in sim.get_log().splitlines()
                    if 'kvm_guest_memfd_hypercall' in line]
         self.assertRegex(answers[0], f'private 1 ret {errno.EAGAIN}$')
+
+    def test_somebody_is_told_who_is_held(self):
+        """But a guest cannot fill the log with that."""
+        sim = self.start('''
+            generation g2
+            vm-types default sw-protected
+            vcpu 0
+            pin 0x1005000 1 times=forever
+            repeat 5
+            map-gpa 0x1000000 16 private ret=EAGAIN
+            end
+            print told
+            halt''', machine='q35', backend=None,
+            confidential='sw-protected-guest', args=['-bios', self.image])
+        wait_for('the answers', lambda: 'told' in sim.output(), sim)
+        counters = next(b['counters'] for b in sim.cmd('query-guest-memfd')
+                        ['blocks'] if b['counters']['busy'])
+        self.assertEqual(counters['busy-offset'], 0x1005000)
+        self.quit(sim)
+        warnings = sim.get_log().count(
+            "somebody holds the page at offset 0x1005000 of 'pc.ram'")
+        self.assertGreater(warnings, 0)
+        self.assertLess(warnings, 5)
