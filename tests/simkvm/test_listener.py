@@ -39,8 +39,13 @@ def requests(seed, count, gpa, pages):
     return '\n'.join(lines)
 
 
-class Listeners:
-    """The tests of every platform.  RAM is private when a guest starts."""
+class Anywhere:
+    """What holds wherever private memory is.
+
+    RAM is private when a guest starts.
+    """
+
+    GENERATION = 'g2'
 
     def ask(self, sim, name, device='listener'):
         """A property of the device."""
@@ -60,7 +65,7 @@ class Listeners:
     def prepare(self, script, config='', args=(), **kwargs):
         """A machine that is launched, with a listener.  No vCPU runs yet."""
         sim = self.machine(
-            f'generation g2\n{config}\n{script}\n',
+            f'generation {self.GENERATION}\n{config}\n{script}\n',
             **self.guest(args=['-device', DEVICE, *args], **kwargs))
         sim.add_args('-S')
         sim.launch()
@@ -96,18 +101,73 @@ class Listeners:
             (populates, discards))
         return sim
 
-    def test_a_launch(self):
-        sim = self.listen('')
-        self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
-        self.assertGreater(self.ask(sim, 'populates'), 0)
-        self.assertGreater(self.ask(sim, 'discards'), 0)
-
     def test_conversions(self):
         sim = self.check_told('''
             map-gpa 0x1000000 16 shared
             map-gpa 0x2000000 512 shared
             map-gpa 0x1000000 8 private''', 2, 1)
         self.assertEqual(self.ask(sim, 'mapped-pages'), 8 + 512)
+
+    def prepare_vcpus(self, count, gpa, pages):
+        """Four vCPUs, each with so many requests for that memory."""
+        return self.prepare('\n'.join(
+            f'vcpu {n}\n{requests(n, count, gpa, pages)}\nprint x'
+            for n in range(4)), cpus=4)
+
+    def test_it_comes_and_goes_while_vcpus_convert(self):
+        sim = self.prepare_vcpus(4000, 0x1000000, 4096)
+        sim.cmd('cont')
+        registered = 0
+        end = time.monotonic() + TIMEOUT
+        while sim.output().count('x') < 4 and time.monotonic() < end:
+            self.set(sim, 'listening', False)
+            self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
+            self.set(sim, 'listening', True)
+            registered += 1
+        self.go(sim, done=4)
+        self.assertGreater(registered, 5)
+
+    def plug(self, sim):
+        """Plug 128 MiB in at 4 GiB."""
+        sim.cmd('object-add', qom_type='memory-backend-ram', id='more',
+                size=128 << 20)
+        sim.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
+        self.check_listener(sim)
+
+    def test_memory_is_plugged_and_unplugged(self):
+        more, other = (requests(7, 1000, gpa, 1024)
+                       for gpa in (0x100000000, 0x1000000))
+        sim = self.prepare(f'''
+            vcpu all
+            {more}
+            {other}
+            barrier
+            print x
+            halt
+            vcpu 0
+            {requests(8, 500, 0x100000000, 1024)}
+            # The guest has the first slot ejected.
+            out 0xa00 4 0
+            out 0xa14 1 8
+            map-gpa 0x100000000 1 private ret=EINVAL
+            {other}
+            barrier
+            print x''', cpus=4, size='256M,slots=1,maxmem=1G')
+        self.plug(sim)
+        self.go(sim, done=4)
+        self.assertTrue(sim.event_wait('DEVICE_DELETED', TIMEOUT))
+        sim.cmd('object-del', id='more')
+        self.check_listener(sim)
+
+
+class Listeners(Anywhere):
+    """In place."""
+
+    def test_a_launch(self):
+        sim = self.listen('')
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
+        self.assertGreater(self.ask(sim, 'populates'), 0)
+        self.assertGreater(self.ask(sim, 'discards'), 0)
 
     def test_what_is_so_is_not_told(self):
         self.check_told('''
@@ -193,61 +253,11 @@ class Listeners:
             config=f'fault {CONVERT} errno=ENOMEM at={launch + 4}')
         self.assertEqual(self.ask(sim, 'mapped-pages'), 12)
 
-    def prepare_vcpus(self, count, gpa, pages):
-        """Four vCPUs, each with so many requests for that memory."""
-        return self.prepare('\n'.join(
-            f'vcpu {n}\n{requests(n, count, gpa, pages)}\nprint x'
-            for n in range(4)), cpus=4)
-
     def test_vcpus_that_are_refused_now_and_then(self):
         sim = self.prepare_vcpus(400, 0x1000000, 512)
         self.set(sim, 'refuse-every', 5)
         self.go(sim, done=4)
         self.assertGreater(self.ask(sim, 'populates'), 500)
-
-    def test_it_comes_and_goes_while_vcpus_convert(self):
-        sim = self.prepare_vcpus(4000, 0x1000000, 4096)
-        sim.cmd('cont')
-        registered = 0
-        end = time.monotonic() + TIMEOUT
-        while sim.output().count('x') < 4 and time.monotonic() < end:
-            self.set(sim, 'listening', False)
-            self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
-            self.set(sim, 'listening', True)
-            registered += 1
-        self.go(sim, done=4)
-        self.assertGreater(registered, 5)
-
-    def plug(self, sim):
-        """Plug 128 MiB in at 4 GiB."""
-        sim.cmd('object-add', qom_type=GUEST_MEMFD, id='more', size=128 << 20)
-        sim.cmd('device_add', driver='pc-dimm', id='dimm', memdev='more')
-        self.check_listener(sim)
-
-    def test_memory_is_plugged_and_unplugged(self):
-        more, other = (requests(7, 1000, gpa, 1024)
-                       for gpa in (0x100000000, 0x1000000))
-        sim = self.prepare(f'''
-            vcpu all
-            {more}
-            {other}
-            barrier
-            print x
-            halt
-            vcpu 0
-            {requests(8, 500, 0x100000000, 1024)}
-            # The guest has the first slot ejected.
-            out 0xa00 4 0
-            out 0xa14 1 8
-            map-gpa 0x100000000 1 private ret=EINVAL
-            {other}
-            barrier
-            print x''', cpus=4, size='256M,slots=1,maxmem=1G')
-        self.plug(sim)
-        self.go(sim, done=4)
-        self.assertTrue(sim.event_wait('DEVICE_DELETED', TIMEOUT))
-        sim.cmd('object-del', id='more')
-        self.check_listener(sim)
 
 
 class Faults(Listeners):
@@ -306,3 +316,10 @@ class SwProtected(Listeners, LaunchTest):
             confidential='sw-protected-guest')
         self.assertEqual(self.ask(sim, 'digest'), digest(
             (0x1000000, 0x4000), (0x1008000, 0x8000), (0x7ffe000, 0x4000)))
+
+
+class Separate(Anywhere, LaunchTest):
+    """The same with separate memory: QEMU's conversions, a page at a time."""
+
+    GENERATION = 'g0'
+    CONFIDENTIAL = 'sw-protected-guest,initial-state=private'
