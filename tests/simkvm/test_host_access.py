@@ -191,6 +191,9 @@ class HostAccessTest(SimTest):
         """Guest and emulator go on; shared pages can be read, others stay."""
         sim.assert_runs()
         self.check_secret_is_kept(sim)
+        # Private pages are left alone, and not only survived.
+        for block in sim.blocks().values():
+            self.assertEqual(block['counters']['touched'], 0)
         sim.cmd('pmemsave', val=SHARED, size=SIZE, filename=self.path('live'))
         self.assertEqual(self.read('live'), pattern(SHARED, 1))
 
@@ -471,6 +474,9 @@ class Display(HostAccessTest):
         for at in range(0, 4 * PAGE, 64):
             secret = self.visible(SHARED + at, 2)[:24]
             self.assertNotIn(secret, picture)
+        # It had the memory mapped, and survived.
+        self.assertGreater(sum(block['counters']['touched']
+                               for block in sim.blocks().values()), 0)
         sim.assert_runs()
 
 
