@@ -6,6 +6,9 @@
  * conversions until they shut down; a thread each serves them, while others
  * map, touch, punch and bind the same memory.
  *
+ * With the argument "hostile", what they ask for may make no sense; then
+ * slots stay as they are.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include <stdio.h>
@@ -18,6 +21,7 @@
 #define VCPUS 4
 
 static int vm, file;
+static bool hostile;
 static int vcpus_left = VCPUS;
 
 static void must(bool ok, const char *what)
@@ -44,6 +48,21 @@ static int convert(uint64_t gpa, uint64_t size, bool private)
     return ret;
 }
 
+/* Is it granted, as docs/page-state-changes.md has it?  Then it is done. */
+static bool grant(uint64_t gpa, uint64_t pages, bool private)
+{
+    uint64_t size = pages * SIM_PAGE;
+
+    if (gpa % SIM_PAGE || !pages || size / SIM_PAGE != pages ||
+        gpa + size < gpa || (private && gpa + size > SIZE)) {
+        return false;
+    }
+    if (gpa < SIZE) {
+        convert(gpa, MIN(size, SIZE - gpa), private);
+    }
+    return true;
+}
+
 static void *run_vcpu(void *opaque)
 {
     int fd = ioctl(vm, KVM_CREATE_VCPU, opaque);
@@ -55,15 +74,21 @@ static void *run_vcpu(void *opaque)
     for (;;) {
         if (ioctl(fd, KVM_RUN, 0)) {
             must(errno == EFAULT &&
-                 run->exit_reason == KVM_EXIT_MEMORY_FAULT, "KVM_RUN");
-            convert(run->memory_fault.gpa, run->memory_fault.size,
-                    run->memory_fault.flags & KVM_MEMORY_EXIT_FLAG_PRIVATE);
+                 (hostile || run->exit_reason == KVM_EXIT_MEMORY_FAULT),
+                 "KVM_RUN");
+            /* A software-protected guest does not ask for anything so. */
+            if (!hostile) {
+                convert(run->memory_fault.gpa, run->memory_fault.size,
+                        run->memory_fault.flags &
+                        KVM_MEMORY_EXIT_FLAG_PRIVATE);
+            }
         } else if (run->exit_reason == KVM_EXIT_HYPERCALL) {
-            convert(run->hypercall.args[0],
-                    run->hypercall.args[1] * SIM_PAGE,
-                    run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
-            run->hypercall.ret = 0;
-        } else {
+            bool granted = grant(
+                run->hypercall.args[0], run->hypercall.args[1],
+                run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
+
+            run->hypercall.ret = granted ? 0 : EINVAL;
+        } else if (run->exit_reason != KVM_EXIT_MMIO) {
             must(run->exit_reason == KVM_EXIT_SHUTDOWN, "exit");
             break;
         }
@@ -127,7 +152,7 @@ static void *bind_slots(void *opaque)
     return NULL;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     struct kvm_enable_cap hypercalls = {
         .cap = KVM_CAP_EXIT_HYPERCALL,
@@ -142,10 +167,12 @@ int main(void)
         .memory_size = SIZE,
     };
     pthread_t threads[VCPUS + 2];
+    size_t n = G_N_ELEMENTS(threads);
     int kvm = open("/dev/kvm", O_RDWR);
     void *p;
     size_t i;
 
+    hostile = argc == 2 && !strcmp(argv[1], "hostile");
     vm = ioctl(kvm, KVM_CREATE_VM, (void *)KVM_X86_SW_PROTECTED_VM);
     must(vm >= 0, "KVM_CREATE_VM");
     must(!ioctl(vm, KVM_ENABLE_CAP, &hypercalls), "KVM_CAP_EXIT_HYPERCALL");
@@ -160,8 +187,12 @@ int main(void)
         pthread_create(&threads[i], NULL, run_vcpu, (void *)i);
     }
     pthread_create(&threads[VCPUS], NULL, touch, NULL);
-    pthread_create(&threads[VCPUS + 1], NULL, bind_slots, NULL);
-    for (i = 0; i < G_N_ELEMENTS(threads); i++) {
+    if (hostile) {
+        n--;
+    } else {
+        pthread_create(&threads[VCPUS + 1], NULL, bind_slots, NULL);
+    }
+    for (i = 0; i < n; i++) {
         pthread_join(threads[i], NULL);
     }
     munmap(p, SIZE);

@@ -11,11 +11,14 @@ from gmemlab import build_dir
 from gmemlab.machine import TIMEOUT
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# What vCPUs do, and the VMM's argument for it.
+GUESTS = (('random 1 2000 0 4096', []),
+          ('hostile 1 500 8', ['hostile']))
 CONFIG = '''
 generation g2
 report {report}
 vcpu all
-random 1 2000 0 4096
+{script}
 shutdown
 '''
 
@@ -67,20 +70,26 @@ class Stress(unittest.TestCase):
     def check(self, sanitizers):
         with tempfile.TemporaryDirectory(prefix='gmem-') as directory:
             program = build(directory, sanitizers)
-            config = os.path.join(directory, 'config')
-            with open(config, 'w', encoding='ascii') as f:
-                f.write(CONFIG.format(report=config + '.report'))
-            # To find names, it would call the model from within the model.
-            done = subprocess.run(
-                [program], timeout=TIMEOUT, check=False, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                env={**os.environ, 'SIMKVM': config,
-                     'TSAN_OPTIONS': 'symbolize=0 halt_on_error=1',
-                     'UBSAN_OPTIONS': 'halt_on_error=1'})
-            self.assertEqual((done.returncode, done.stdout), (0, ''),
-                             symbolize(program, done.stdout))
-            with open(config + '.report', encoding='utf-8') as f:
-                self.assertIn('"violation": null', f.read())
+            for script, arguments in GUESTS:
+                with self.subTest(script=script):
+                    self.run_guest(directory, program, script, arguments)
+
+    def run_guest(self, directory, program, script, arguments):
+        """It comes to its end, and no sanitizer has objections."""
+        config = os.path.join(directory, 'config')
+        with open(config, 'w', encoding='ascii') as f:
+            f.write(CONFIG.format(report=config + '.report', script=script))
+        # To find names, it would call the model from within the model.
+        done = subprocess.run(
+            [program, *arguments], timeout=TIMEOUT, check=False, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, 'SIMKVM': config,
+                 'TSAN_OPTIONS': 'symbolize=0 halt_on_error=1',
+                 'UBSAN_OPTIONS': 'halt_on_error=1'})
+        self.assertEqual((done.returncode, done.stdout), (0, ''),
+                         symbolize(program, done.stdout))
+        with open(config + '.report', encoding='utf-8') as f:
+            self.assertIn('"violation": null', f.read())
 
     def test_thread_sanitizer(self):
         self.check('thread')
