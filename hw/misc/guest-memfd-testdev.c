@@ -21,7 +21,8 @@
  *
  * @listening: bool, on at first.  As plugging and unplugging a device
  * @max-mappings: pages that can be mapped; more are refused with ENOSPC.  As
- *                VFIO's limit, which counts pages of such memory.  0: no limit
+ *                VFIO's limit, which counts pages of such memory; and as there,
+ *                a registration that needs more ends QEMU.  0: no limit
  * @refuse-every: so many requests to map come to one that is refused with
  *                ENOSPC; a registration's do not count.  0: none
  *

@@ -52,7 +52,7 @@
 #define B_PAGES 30
 
 #define FOREVER UINT_MAX
-#define PRIVATE_FAULT (1 << 3)
+#define PRIVATE_FAULT (1ull << 3)
 
 /* So many times a fault may come for nothing. */
 #define FAULTS_AT_LEAST 10
@@ -98,6 +98,7 @@ static MachineState machine;
 static int64_t now_us = 1000;
 
 static QemuMutex kernel_lock;
+static bool no_memory;      /* in the kernel, until further notice */
 static QemuMutex bql;
 static __thread bool have_bql;
 
@@ -108,6 +109,7 @@ static __thread bool have_bql;
  * @cpu, @run: the vCPU
  * @pending: its last hypercall was interrupted
  * @gpa, @size, @private: of that; or of the last memory fault
+ * @flags: of memory faults, but for that bit
  * @stale: faults for nothing in a row
  * @asked: when it left for that hypercall
  * @progress: conversions by the kernel since then
@@ -127,6 +129,7 @@ typedef struct Vcpu {
     uint64_t gpa;
     uint64_t size;
     bool private;
+    uint64_t flags;
     unsigned stale;
     int64_t asked;
     unsigned progress;
@@ -279,6 +282,10 @@ static int kernel_answer(Block *b, uint64_t first, uint64_t pages,
             *error_offset = page * page_size;
             return -EAGAIN;
         }
+    }
+    if (no_memory) {
+        *error_offset = first * page_size;
+        return -ENOMEM;
     }
     switch (answer) {
     case 0x80 ... 0x87:
@@ -860,6 +867,8 @@ static int fault_once(void)
     int ret;
 
     vcpu->run.exit_reason = KVM_EXIT_MEMORY_FAULT;
+    vcpu->run.memory_fault.flags = (vcpu->flags & ~PRIVATE_FAULT) |
+                                   (vcpu->private ? PRIVATE_FAULT : 0);
     vcpu->run.memory_fault.gpa = vcpu->gpa;
     vcpu->run.memory_fault.size = vcpu->size;
     ret = kvm_guest_memfd_memory_fault(&vcpu->cpu, &vcpu->run);
@@ -901,11 +910,11 @@ static void memory_fault(void)
 {
     uint64_t count;
 
-    vcpu->run.memory_fault.flags = byte() & 1 ? bytes(8) : byte();
+    vcpu->flags = byte() & 1 ? bytes(8) : byte();
     vcpu->gpa = an_address();
     count = a_count();
     vcpu->size = byte() & 7 ? P(count) : count;
-    vcpu->private = vcpu->run.memory_fault.flags & PRIVATE_FAULT;
+    vcpu->private = vcpu->flags & PRIVATE_FAULT;
     vcpu->stale = 0;
     fault_once();
 }
@@ -915,8 +924,11 @@ static void same_fault_again(void)
 {
     unsigned times = 0;
 
-    while (guest_type == GUEST_SW_PROTECTED && vcpu->alone && !fault_once()) {
+    /* That of SEV-SNP is the same, but for more patience: it takes long. */
+    while (guest_type != GUEST_SNP && vcpu->alone && !fault_once()) {
         g_assert_cmpint(++times, <, FAULTS_AT_MOST);
+        end_step();
+        begin_step();
     }
 }
 
@@ -1012,6 +1024,7 @@ static void pin(void)
     uint8_t times = byte();
 
     QEMU_LOCK_GUARD(&kernel_lock);
+    no_memory = times == 0x7f;
     for (; pages-- && page < PAGES; page++) {
         b->pins[page] = times & 0x80 ? FOREVER : times % 8;
     }
@@ -1022,6 +1035,7 @@ static void unpin_all(void)
     unsigned i;
 
     QEMU_LOCK_GUARD(&kernel_lock);
+    no_memory = false;
     for (i = 0; i < BLOCKS; i++) {
         memset(blocks[i].pins, 0, sizeof(blocks[i].pins));
     }
@@ -1129,6 +1143,7 @@ void guest_begin(GuestType type)
     cgs.retries = type != GUEST_SNP;
     cgs.takes_any_state = type == GUEST_SW_PROTECTED;
     machine.cgs = type == GUEST_ORDINARY ? NULL : &cgs;
+    no_memory = false;
     memset(blocks, 0, sizeof(blocks));
     for (i = 0; i < BLOCKS; i++) {
         Block *b = &blocks[i];
