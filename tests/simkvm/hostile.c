@@ -26,6 +26,7 @@
 #define EDGE 64                 /* pages of an edge, on either side */
 #define OWN 256                 /* pages of one vCPU */
 #define MAX_GPA (1ULL << 52)
+#define RESERVED_BIT 5          /* of KVM_HC_MAP_GPA_RANGE, and those above */
 
 /*
  * Area: memory of the guest that can be private
@@ -217,7 +218,7 @@ static void draw_somewhere(SimHostile *h, SimRequest *r)
     }
 }
 
-/* Where something is wrong with the range. */
+/* Where something is wrong, most often with the range. */
 static void draw_bad(SimHostile *h, SimRequest *r)
 {
     static const uint64_t devices[] = {
@@ -226,7 +227,7 @@ static void draw_bad(SimHostile *h, SimRequest *r)
     };
 
     r->own = false;
-    switch (draw(h, 6)) {
+    switch (draw(h, 7)) {
     case 0:
         r->gpa += 1 + draw(h, SIM_PAGE - 1);
         break;
@@ -242,6 +243,9 @@ static void draw_bad(SimHostile *h, SimRequest *r)
         break;
     case 4:
         r->gpa = -SIM_PAGE * (1 + draw(h, 4));
+        break;
+    case 5:
+        r->attributes = 1ULL << (RESERVED_BIT + draw(h, 64 - RESERVED_BIT));
         break;
     default:
         r->gpa = devices[draw(h, G_N_ELEMENTS(devices))];
@@ -267,14 +271,16 @@ static bool all_memory(uint64_t gpa, uint64_t size)
     return !size;
 }
 
-/* The answer to it, if nothing fails that usually does not. */
-static uint64_t right_answer(const SimRequest *r)
+/* Is it to be granted, if nothing fails that usually does not? */
+static bool is_right(const SimRequest *r)
 {
     uint64_t size = r->pages << SIM_PAGE_SHIFT;
 
-    return r->gpa % SIM_PAGE || !r->pages || size >> SIM_PAGE_SHIFT !=
-           r->pages || r->gpa + size < r->gpa ||
-           (r->private && !all_memory(r->gpa, size)) ? EINVAL : 0;
+    if (r->attributes >> RESERVED_BIT || r->gpa % SIM_PAGE || !r->pages ||
+        size >> SIM_PAGE_SHIFT != r->pages || r->gpa + size < r->gpa) {
+        return false;
+    }
+    return !r->private || all_memory(r->gpa, size);
 }
 
 /* Somebody holds a few pages for a moment. */
@@ -345,7 +351,7 @@ void sim_hostile_answered(SimHostile *h, uint64_t answer)
     } else if (r->kind != SIM_MAP_GPA) {
         return;
     } else {
-        right = right_answer(r);
+        right = is_right(r) ? 0 : EINVAL;
         if (answer != right && (right || !r->failures)) {
             sim_violation("hostile: 0x%" PRIx64 " pages at 0x%" PRIx64 " to "
                           "%s: the guest is told %" PRIu64 ", expected %"

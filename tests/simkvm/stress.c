@@ -49,12 +49,14 @@ static int convert(uint64_t gpa, uint64_t size, bool private)
 }
 
 /* Is it granted, as docs/page-state-changes.md has it?  Then it is done. */
-static bool grant(uint64_t gpa, uint64_t pages, bool private)
+static bool grant(uint64_t gpa, uint64_t pages, uint64_t attributes)
 {
+    bool private = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED;
     uint64_t size = pages * SIM_PAGE;
 
-    if (gpa % SIM_PAGE || !pages || size / SIM_PAGE != pages ||
-        gpa + size < gpa || (private && gpa + size > SIZE)) {
+    if (attributes >> 5 || gpa % SIM_PAGE || !pages ||
+        size / SIM_PAGE != pages || gpa + size < gpa ||
+        (private && gpa + size > SIZE)) {
         return false;
     }
     if (gpa < SIZE) {
@@ -83,9 +85,9 @@ static void *run_vcpu(void *opaque)
                         KVM_MEMORY_EXIT_FLAG_PRIVATE);
             }
         } else if (run->exit_reason == KVM_EXIT_HYPERCALL) {
-            bool granted = grant(
-                run->hypercall.args[0], run->hypercall.args[1],
-                run->hypercall.args[2] & KVM_MAP_GPA_RANGE_ENCRYPTED);
+            bool granted = grant(run->hypercall.args[0],
+                                 run->hypercall.args[1],
+                                 run->hypercall.args[2]);
 
             run->hypercall.ret = granted ? 0 : EINVAL;
         } else if (run->exit_reason != KVM_EXIT_MMIO) {
