@@ -948,6 +948,39 @@ static int convert_in_place(const GpaRequest *g, bool to_private,
     return convert(ranges, i, to_private, patience ?: &one_second);
 }
 
+/* Pages of a part whose state is to change, a bit each; NULL: no memory. */
+static unsigned long *separate_todo(const GpaRange *part, bool to_private)
+{
+    const uint64_t page_size = qemu_real_host_page_size();
+    uint64_t pages = part->range.size / page_size;
+    unsigned long *todo = bitmap_try_new(pages);
+
+    if (todo) {
+        bitmap_copy_with_src_offset(todo, part->rb->attributes->bitmap,
+                                    part->range.offset / page_size, pages);
+        if (!to_private) {
+            bitmap_complement(todo, todo, pages);
+        }
+    }
+    return todo;
+}
+
+/* Convert these pages, which may not all have been converted before. */
+static void convert_back_separate(const GpaRange *part,
+                                  const unsigned long *todo, bool to_private)
+{
+    const uint64_t page_size = qemu_real_host_page_size();
+    uint64_t pages = part->range.size / page_size;
+    uint64_t first, end;
+
+    for (first = find_first_bit(todo, pages); first < pages;
+         first = find_next_bit(todo, pages, end)) {
+        end = find_next_zero_bit(todo, pages, first);
+        kvm_convert_memory(part->gpa + first * page_size,
+                           (end - first) * page_size, to_private);
+    }
+}
+
 /*
  * Private memory is separate: QEMU converts, and discards what is not needed
  * any more.  It looks at one region at a time, and at nobody else who may be
@@ -955,23 +988,29 @@ static int convert_in_place(const GpaRequest *g, bool to_private,
  */
 static int convert_separate(const GpaRequest *g, bool to_private)
 {
-    unsigned i;
+    const GpaRange *parts = (const GpaRange *)g->ranges->data;
+    g_autofree unsigned long **todo = g_new0(unsigned long *, g->ranges->len);
+    unsigned i, n = 0;
     int ret = 0;
 
     BQL_LOCK_GUARD();
-    for (i = 0; i < g->ranges->len && !ret; i++) {
-        const GpaRange *part = &g_array_index(g->ranges, GpaRange, i);
-
-        ret = kvm_convert_memory(part->gpa, part->range.size, to_private);
-        qatomic_inc(&conversions);
-    }
-    if (ret) {
-        /* The last may have got half-way; to convert it back does no harm. */
-        while (i--) {
-            const GpaRange *part = &g_array_index(g->ranges, GpaRange, i);
-
-            kvm_convert_memory(part->gpa, part->range.size, !to_private);
+    while (n < g->ranges->len && !ret) {
+        todo[n] = separate_todo(&parts[n], to_private);
+        if (!todo[n]) {
+            ret = -ENOMEM;
+            break;
         }
+        ret = kvm_convert_memory(parts[n].gpa, parts[n].range.size,
+                                 to_private);
+        qatomic_inc(&conversions);
+        n++;
+    }
+    /* The last may have got half-way. */
+    for (i = n; i-- > 0; ) {
+        if (ret) {
+            convert_back_separate(&parts[i], todo[i], !to_private);
+        }
+        g_free(todo[i]);
     }
     return ret;
 }

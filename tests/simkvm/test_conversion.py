@@ -141,3 +141,17 @@ class Refused(ConversionTest):
             call = plan.split()[0]
             error = getattr(errno, plan.split()[1].partition('=')[2])
             self.assertIn(-error, [c['ret'] for c in sim.model.log(call)])
+
+    def test_what_was_so_before_a_failure_stays_so(self):
+        before = len(self.run_guest('vcpu 0\nshutdown').model.log(SET))
+        self.run_guest('''
+            vcpu 0
+            fill 0x108000 4 2
+            map-gpa 0x100000 4 shared
+            fill 0x100000 4 1
+            map-gpa 0x100000 16 shared ret=EAGAIN
+            state 0x100000 4 shared
+            check 0x100000 4 1
+            state 0x104000 12 private
+            check 0x108000 4 2
+            shutdown''', f'fault {SET} errno=ENOMEM at={before + 2}\n')
