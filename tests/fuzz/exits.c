@@ -20,6 +20,9 @@
  * - A fault that is no request changes nothing, and does not come for ever.
  * - No page that is shared stays covered.
  *
+ * Of guests whose private memory is separate, QEMU's own conversion is a
+ * stand-in, too, and there are no listeners.
+ *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
@@ -261,7 +264,7 @@ bool cpus_are_resettable(void)
 
 bool guest_memfd_in_place(void)
 {
-    return guest_type != GUEST_ORDINARY;
+    return guest_type != GUEST_ORDINARY && guest_type != GUEST_SEPARATE;
 }
 
 /* The kernel */
@@ -381,11 +384,6 @@ int kvm_vcpu_ioctl(CPUState *cpu, unsigned long type, ...)
 /* Nobody here may free memory of a page. */
 
 int ram_block_discard_range(RAMBlock *rb, uint64_t offset, size_t length)
-{
-    g_assert_not_reached();
-}
-
-int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
 {
     g_assert_not_reached();
 }
@@ -624,6 +622,46 @@ static int foretell(uint64_t gpa, uint64_t size, bool private, Pages pages)
     return private && found < size / page_size ? -EINVAL : 0;
 }
 
+/*
+ * QEMU's own conversion, of separate memory, may fail at its beginning or when
+ * it has got half-way; but not for good.
+ */
+int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
+{
+    uint8_t answer = vcpu->failures ? 0 : answer_byte();
+    Pages pages;
+    unsigned i, page;
+
+    g_assert_true(have_bql);
+    g_assert_true(guest_type == GUEST_SEPARATE);
+    g_assert_cmpint(foretell(start, size, true, pages), ==, 0);
+    vcpu->calls++;
+    if (answer >= 0xc0 && answer < 0xe0) {
+        vcpu->failures++;
+        vcpu->no_memory++;
+        return -ENOMEM;
+    }
+    for (i = 0; i < BLOCKS; i++) {
+        for (page = 0; page < PAGES; page++) {
+            if (!pages[i][page]) {
+                continue;
+            }
+            blocks[i].private[page] = to_private;
+            if (to_private) {
+                clear_bit(page, blocks[i].attributes.bitmap);
+            } else {
+                set_bit(page, blocks[i].attributes.bitmap);
+            }
+        }
+    }
+    if (answer >= 0xe0) {
+        vcpu->failures++;
+        vcpu->refused++;
+        return -EIO;
+    }
+    return 0;
+}
+
 static bool differs(Pages pages, bool private)
 {
     unsigned i, page;
@@ -663,7 +701,9 @@ static void check(void)
         uint64_t page, private = 0;
 
         for (page = 0; page < PAGES; page++) {
-            bool is_private = s->private && test_bit(page, s->private);
+            bool is_private = guest_type == GUEST_SEPARATE
+                              ? b->private[page]
+                              : s->private && test_bit(page, s->private);
 
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
@@ -684,8 +724,10 @@ static void check(void)
         for (k = 0; k < s->covered_pages; k++) {
             g_assert_false(test_bit(s->covered[k], b->attributes.bitmap));
         }
-        g_assert_cmpint(s->private_pages, ==, private);
-        g_assert_cmpint(s->to_private - s->to_shared, ==, private);
+        if (guest_type != GUEST_SEPARATE) {
+            g_assert_cmpint(s->private_pages, ==, private);
+            g_assert_cmpint(s->to_private - s->to_shared, ==, private);
+        }
     }
 }
 
@@ -843,20 +885,25 @@ static void hypercall(uint64_t nr, uint64_t attributes)
 /* Before it enters KVM again.  Whoever wanted the thread has had it. */
 static void resume(void)
 {
-    while (vcpu->pending) {
+    bool was_pending;
+
+    do {
         int ret = 0;
 
+        was_pending = vcpu->pending;
         begin_step();
         qatomic_set(&vcpu->cpu.exit_request, false);
         if (kvm_guest_memfd_resume(&vcpu->cpu, &vcpu->run, &ret)) {
+            g_assert_true(was_pending);
             g_assert_cmpint(ret, ==, EXCP_INTERRUPT);
         } else {
             ret = 0;
         }
-        end_hypercall(ret);
-        end_step();
-    }
-    qatomic_set(&vcpu->cpu.exit_request, false);
+        if (was_pending) {
+            end_hypercall(ret);
+            end_step();
+        }
+    } while (was_pending);
 }
 
 static int fault_once(void)
@@ -942,7 +989,8 @@ static void emulated_access(void)
     run->mmio.phys_addr = an_address();
     run->mmio.is_write = byte() & 1;
     run->mmio.len = 8;
-    is_private = !foretell(QEMU_ALIGN_DOWN(run->mmio.phys_addr, page_size),
+    is_private = guest_memfd_in_place() &&
+                 !foretell(QEMU_ALIGN_DOWN(run->mmio.phys_addr, page_size),
                            page_size, false, pages) && differs(pages, false);
     if (kvm_guest_memfd_is_mmio(run) == is_private) {
         g_assert_false(vcpu->alone);
@@ -961,7 +1009,7 @@ static void run_fails(void)
     while (kvm_guest_memfd_retry(&vcpu->cpu, &vcpu->run, -error)) {
         g_assert_cmpint(error, ==, EFAULT);
         g_assert_cmpint(vcpu->run.exit_reason, ==, KVM_EXIT_UNKNOWN);
-        g_assert_true(guest_type != GUEST_ORDINARY);
+        g_assert_true(guest_memfd_in_place());
         if (!vcpu->alone || ++times == FAULTS_AT_MOST) {
             break;
         }
@@ -991,7 +1039,7 @@ static void host_converts(void)
         unsigned first = byte() % (PAGES + 4), count = byte() % (PAGES / 2);
 
         ranges[i] = (GuestMemfdRange) { &b->gmem, P(first), P(count) };
-        beyond |= guest_type != GUEST_ORDINARY &&
+        beyond |= guest_memfd_in_place() &&
                   (first > PAGES || count > PAGES - first);
         for (page = first; page < MIN(first + count, PAGES); page++) {
             pages[b - blocks][page] = 1;
@@ -1007,12 +1055,12 @@ static void host_converts(void)
     if (!vcpu->alone) {
         return;
     }
-    if (beyond || (guest_type == GUEST_ORDINARY && private)) {
+    if (beyond || (!guest_memfd_in_place() && private)) {
         g_assert_cmpint(ret, ==, -EINVAL);
         g_assert_cmpint(vcpu->calls, ==, 0);
     } else if (ret) {
         g_assert_cmpint(vcpu->failures, >, 0);
-    } else if (guest_type != GUEST_ORDINARY) {
+    } else if (guest_memfd_in_place()) {
         apply(pages, private);
     }
 }
@@ -1046,9 +1094,11 @@ static void listener_comes_or_goes(void)
     Listener *l = &a_block()->listeners[byte() % LISTENERS];
     bool registered = byte() & 1;
 
-    bql_lock();
-    set_registered(l, registered);
-    bql_unlock();
+    if (guest_type != GUEST_SEPARATE) {
+        bql_lock();
+        set_registered(l, registered);
+        bql_unlock();
+    }
 }
 
 static void step(void)
@@ -1090,7 +1140,7 @@ static void step(void)
         listener_comes_or_goes();
         break;
     case 15:
-        if (what & 0x80) {
+        if (what & 0x80 && guest_memfd_in_place()) {
             touch(a_block(), byte() % PAGES);
         } else {
             host_converts();
@@ -1149,11 +1199,11 @@ void guest_begin(GuestType type)
         Block *b = &blocks[i];
 
         b->rb.fd = i;
-        b->rb.guest_memfd = -1;
+        b->rb.guest_memfd = type == GUEST_SEPARATE ? i : -1;
         b->rb.mr = &b->mr;
         b->rb.max_length = PAGES * page_size;
         b->rb.attributes = &b->attributes;
-        b->rb.gmem = &b->gmem;
+        b->rb.gmem = type == GUEST_SEPARATE ? NULL : &b->gmem;
         b->mr.ram_block = &b->rb;
         b->gmem.rb = &b->rb;
         b->attributes.ram_block = &b->rb;
@@ -1161,7 +1211,7 @@ void guest_begin(GuestType type)
         b->attributes.bitmap = bitmap_new(PAGES);
         bitmap_set(b->attributes.bitmap, 0, PAGES);
         QLIST_INIT(&b->attributes.rdl_list);
-        guest_memfd_state_init(&b->gmem, type != GUEST_ORDINARY);
+        guest_memfd_state_init(&b->gmem, guest_memfd_in_place());
         for (k = 0; k < LISTENERS; k++) {
             Listener *l = &b->listeners[k];
 
@@ -1170,7 +1220,7 @@ void guest_begin(GuestType type)
             ram_discard_listener_init(&l->rdl, notify_populate,
                                       notify_discard, true);
             /* Block 2 has nobody at first, so that no BQL is needed. */
-            set_registered(l, k < 2 && i < 2);
+            set_registered(l, type != GUEST_SEPARATE && k < 2 && i < 2);
         }
     }
 }

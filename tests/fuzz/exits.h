@@ -11,6 +11,7 @@ typedef enum GuestType {
     GUEST_SNP,
     GUEST_TDX,
     GUEST_SW_PROTECTED,
+    GUEST_SEPARATE,     /* its private memory is not converted in place */
     GUEST_ORDINARY,
     GUEST_TYPES,
 } GuestType;
