@@ -20,7 +20,6 @@
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
-#include <stdlib.h>
 #include "simkvm.h"
 
 #define EDGE 64                 /* pages of an edge, on either side */
