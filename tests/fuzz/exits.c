@@ -974,8 +974,10 @@ static void same_fault_again(void)
     /* That of SEV-SNP is the same, but for more patience: it takes long. */
     while (guest_type != GUEST_SNP && vcpu->alone && !fault_once()) {
         g_assert_cmpint(++times, <, FAULTS_AT_MOST);
-        end_step();
-        begin_step();
+        if (vcpu->calls) {
+            end_step();
+            begin_step();
+        }
     }
 }
 
