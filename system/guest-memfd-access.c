@@ -6,11 +6,9 @@
  * says where devices read and write, so it can aim them there.
  *
  * Hidden pages.  A page is hidden from before the kernel is asked to make it
- * private until after it has become shared again.  Its bit in the bitmap of
- * the block's RamBlockAttributes is clear meanwhile: that is what discard
- * listeners must not map, and what devices must not touch.  The engine
- * (guest-memfd-convert.c) changes these bits atomically, so they can be looked
- * at without a lock.
+ * private until after it has become shared again.  Its bit in state.shown is
+ * clear meanwhile.  The engine (guest-memfd-convert.c) changes these bits
+ * atomically, so they can be looked at without a lock.
  *
  * Check.  An address that leads to a hidden page is translated to a region
  * that is not RAM and answers nothing.  So emulated DMA gets the error that it
@@ -84,7 +82,7 @@ static void *hardware_errors[HARDWARE_ERRORS];
  */
 static bool is_shown(GuestMemfd *gmem, uint64_t offset, uint64_t *len)
 {
-    const unsigned long *map = gmem->rb->attributes->bitmap;
+    const unsigned long *map = gmem->state.shown;
     const uint64_t page_size = qemu_real_host_page_size();
     const uint64_t first = offset / page_size;
     uint64_t page, end, last;
@@ -196,7 +194,7 @@ static bool cover(GuestMemfd *gmem, uint64_t page)
     unsigned i;
 
     qemu_spin_lock(&s->access_lock);
-    word = qatomic_read(&gmem->rb->attributes->bitmap[BIT_WORD(page)]);
+    word = qatomic_read(&s->shown[BIT_WORD(page)]);
     if (word & BIT_MASK(page)) {
         faults = page == last_page ? faults + 1 : 0;
         last_page = page;
@@ -331,7 +329,7 @@ bool guest_memfd_on_sigbus(int code, void *addr)
         return false;
     }
     gmem = guest_memfd_from_host(addr);
-    if (gmem && gmem->state.private && gmem->rb->attributes) {
+    if (gmem && gmem->state.shown) {
         ok = cover(gmem, ((uintptr_t)addr - (uintptr_t)gmem->host) /
                          qemu_real_host_page_size());
         if (ok) {

@@ -151,9 +151,17 @@ bool guest_memfd_firmware_is_private(MachineState *machine)
            !machine->cgs->starts_shared;
 }
 
+/* Memory that is made now will all be private before the guest runs. */
+static bool is_launching(void)
+{
+    return !current_machine->cgs->starts_shared &&
+           !guest_memfd_launch_is_finished();
+}
+
 void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages)
 {
-    if (guest_memfd_in_place() || current_machine->cgs->starts_shared) {
+    if (guest_memfd_in_place() ? !is_launching()
+                               : current_machine->cgs->starts_shared) {
         bitmap_set(bitmap, 0, pages);
     }
 }
@@ -216,6 +224,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
     rb->guest_memfd = fd;
     rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
     guest_memfd_add(gmem, rb);
+    gmem->state.launching = is_launching();
 
     /* What is plugged into a guest that runs is private, as its RAM was. */
     if (guest_memfd_launch_is_finished()) {

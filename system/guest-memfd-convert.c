@@ -15,15 +15,19 @@
  * are launch and reset, when no vCPU runs.  Who waits in the queue holds
  * neither, and waits only for who came before, so there is no circle.
  *
- * Hidden pages.  A page's bit in the bitmap of RamBlockAttributes is set only
- * while the page is shared and nobody is about to change that: to private, it
- * is cleared before the kernel is asked; to shared, it is set after the kernel
- * has answered.  Devices look at it (guest-memfd-access.c).  It is changed
- * under state.lock, and set under access_lock, too.
+ * Hidden pages.  A page's bit in state.shown is set only while the page is
+ * shared and nobody is about to change that: to private, it is cleared before
+ * the kernel is asked; to shared, it is set after the kernel has answered.
+ * Devices look at it (guest-memfd-access.c).  So is its bit in the bitmap of
+ * RamBlockAttributes, which is the listeners'.
  *
  * Discard listeners (VFIO and the like) map pages, which pins them.  No
  * listener maps a page that is private or on its way there:
  *
+ * - Memory of SEV-SNP and TDX guests is shared until they are launched, and
+ *   QEMU writes there; but it will all be private.  Listeners hear nothing of
+ *   that: VFIO would map every page, one by one, only to unmap it, and may run
+ *   out of mappings.  Their bits are clear until the launch is finished.
  * - A listener comes, goes and is called with the BQL held, and while a block
  *   has one, its bits change with the BQL held only.  A listener that comes
  *   is counted before it learns from the bitmap what to map.  What changes
@@ -140,6 +144,8 @@ void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private)
     s->pages = gmem->rb->max_length / qemu_real_host_page_size();
     if (can_be_private) {
         s->private = bitmap_new(s->pages);
+        s->shown = bitmap_new(s->pages);
+        bitmap_set(s->shown, 0, s->pages);
     }
 }
 
@@ -148,6 +154,7 @@ void guest_memfd_state_destroy(GuestMemfd *gmem)
     GuestMemfdState *s = &gmem->state;
 
     g_free(s->private);
+    g_free(s->shown);
     qemu_spin_destroy(&s->access_lock);
     qemu_mutex_destroy(&s->lock);
 }
@@ -428,22 +435,33 @@ static void change_back(Request *r)
 /* From now on nobody but the guest has any business there. */
 static void hide(GuestMemfd *gmem, GuestMemfdRun run)
 {
-    bitmap_test_and_clear_atomic(gmem->rb->attributes->bitmap, run.first,
-                                 run.end - run.first);
+    const long count = run.end - run.first;
+
+    bitmap_test_and_clear_atomic(gmem->state.shown, run.first, count);
+    bitmap_clear(gmem->rb->attributes->bitmap, run.first, count);
 }
 
 /* Devices find the page, and not what covers it, from when the bit is set. */
 static void show(GuestMemfd *gmem, GuestMemfdRun run)
 {
     GuestMemfdState *s = &gmem->state;
+    const long count = run.end - run.first;
 
     qemu_spin_lock(&s->access_lock);
     if (s->covered_pages) {
         guest_memfd_uncover(gmem, run.first, run.end);
     }
-    bitmap_set_atomic(gmem->rb->attributes->bitmap, run.first,
-                      run.end - run.first);
+    bitmap_set_atomic(s->shown, run.first, count);
     qemu_spin_unlock(&s->access_lock);
+    if (!s->launching) {
+        bitmap_set(gmem->rb->attributes->bitmap, run.first, count);
+    }
+}
+
+void guest_memfd_tell_listeners(GuestMemfd *gmem)
+{
+    QEMU_LOCK_GUARD(&gmem->state.lock);
+    gmem->state.launching = false;
 }
 
 void guest_memfd_listen(RAMBlock *rb, bool comes)
@@ -463,7 +481,7 @@ static bool change_untold(GuestMemfd *gmem, GuestMemfdRun run,
     GuestMemfdState *s = &gmem->state;
 
     QEMU_LOCK_GUARD(&s->lock);
-    if (s->listeners) {
+    if (s->listeners && !s->launching) {
         return false;
     }
     change(gmem, run);

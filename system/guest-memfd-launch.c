@@ -249,6 +249,7 @@ bool guest_memfd_launch_finish(Error **errp)
                              memory_region_name(gmem->rb->mr), pinned(ret));
             return false;
         }
+        guest_memfd_tell_listeners(gmem);
     }
     finished = true;
     return true;

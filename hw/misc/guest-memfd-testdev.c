@@ -367,6 +367,10 @@ static char *compare_with_state(TestSection *s, bool quiet)
     g_autofree unsigned long *private = private_pages(s);
     uint64_t page;
 
+    /* Before the guest is launched, nothing is mapped. */
+    if (s->gmem && s->gmem->state.launching) {
+        quiet = false;
+    }
     for (page = 0; private && page < s->pages; page++) {
         bool mapped = test_bit(page, s->mapped);
 

@@ -95,7 +95,12 @@ typedef struct GuestMemfdPatience {
  *           private memory
  * @pages: how many host pages there are
  * @private_pages: how many of them are private
+ * @shown: a bit a page, which is set unless the page is hidden: private, or
+ *         about to be.  Atomic, but changed under @lock, and set under
+ *         @access_lock as well
  * @listeners: discard listeners of the block
+ * @launching: it will all be private when the launch is finished, so until
+ *             then listeners neither see nor hear of anything
  * @to_private, @to_shared: pages that were converted so far
  * @busy: answers of EAGAIN so far
  * @busy_page: the page that was busy last
@@ -116,7 +121,9 @@ typedef struct GuestMemfdState {
     unsigned long *private;
     uint64_t pages;
     uint64_t private_pages;
+    unsigned long *shown;
     unsigned listeners;
+    bool launching;
     uint64_t to_private;
     uint64_t to_shared;
     uint64_t busy;
@@ -271,7 +278,7 @@ bool guest_memfd_firmware_is_private(MachineState *machine);
 
 /**
  * guest_memfd_attributes_init: what discard listeners know of a block at first
- * @bitmap: a bit a host page, which is set if the page is shared; all clear
+ * @bitmap: a bit a host page, which is set if they may map it; all clear
  * @pages: how many there are
  *
  * Of a block with private memory, separate or not.
@@ -368,6 +375,13 @@ char *guest_memfd_busy_page(hwaddr gpa, hwaddr size);
  * block.  Needs no lock.
  */
 uint64_t guest_memfd_conversions(void);
+
+/**
+ * guest_memfd_tell_listeners: from now on, of this block
+ *
+ * It was launching, and is all private now.
+ */
+void guest_memfd_tell_listeners(GuestMemfd *gmem);
 
 /**
  * guest_memfd_listen: a discard listener comes or goes

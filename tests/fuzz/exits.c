@@ -396,7 +396,7 @@ static void touch(Block *b, uint64_t page)
     unsigned long word;
 
     qemu_spin_lock(&s->access_lock);
-    word = qatomic_read(&b->attributes.bitmap[BIT_WORD(page)]);
+    word = qatomic_read(&b->gmem.state.shown[BIT_WORD(page)]);
     if (!(word & BIT_MASK(page)) &&
         s->covered_pages < GUEST_MEMFD_COVERED) {
         s->covered[s->covered_pages++] = page;

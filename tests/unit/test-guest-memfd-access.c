@@ -27,7 +27,6 @@ static GuestMemfd gmem;
 static GuestMemfds list = QTAILQ_HEAD_INITIALIZER(list);
 static RAMBlock rb;
 static MemoryRegion mr;
-static RamBlockAttributes attributes;
 static uint64_t page_size;
 static void *hardware_error;
 
@@ -97,10 +96,10 @@ static void set_shown(uint64_t first, uint64_t n, bool shown)
     if (shown) {
         qemu_spin_lock(&gmem.state.access_lock);
         guest_memfd_uncover(&gmem, first, first + n);
-        bitmap_set_atomic(attributes.bitmap, first, n);
+        bitmap_set_atomic(gmem.state.shown, first, n);
         qemu_spin_unlock(&gmem.state.access_lock);
     } else {
-        bitmap_test_and_clear_atomic(attributes.bitmap, first, n);
+        bitmap_test_and_clear_atomic(gmem.state.shown, first, n);
     }
 }
 
@@ -146,9 +145,8 @@ static void setup(void)
     qemu_spin_init(&gmem.state.access_lock);
     gmem.state.pages = PAGES;
     gmem.state.private = bitmap_new(PAGES);
-    attributes.bitmap = bitmap_new(PAGES);
-    bitmap_set(attributes.bitmap, 0, PAGES);
-    rb.attributes = &attributes;
+    gmem.state.shown = bitmap_new(PAGES);
+    bitmap_set(gmem.state.shown, 0, PAGES);
     rb.gmem = &gmem;
     rb.fd = memfd_create("test", MFD_CLOEXEC);
     set_shared(PAGES);
@@ -170,7 +168,7 @@ static void teardown(void)
     munmap(gmem.host, gmem.size);
     close(rb.fd);
     g_free(gmem.state.private);
-    g_free(attributes.bitmap);
+    g_free(gmem.state.shown);
     signal(SIGBUS, SIG_DFL);
 }
 

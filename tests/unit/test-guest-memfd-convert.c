@@ -92,6 +92,7 @@ static Fault populate_fault;
 static __thread GRand *chaos;
 
 static bool separate;
+static uint64_t page_in_block(uint64_t gfn, RAMBlock **rb);
 static unsigned bql_taken;
 
 static GString *events;
@@ -429,7 +430,7 @@ void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
     /* It is shared, and nobody is sent there before it is mapped again. */
     for (page = first; page < end; page++) {
         g_assert_false(b->private[page]);
-        g_assert_false(test_bit(page, b->attributes.bitmap));
+        g_assert_false(test_bit(page, gmem->state.shown));
     }
     event("U%d:%" PRIu64 "+%" PRIu64, (int)(b - blocks), first, end - first);
     gmem->state.covered_pages = 0;
@@ -438,11 +439,25 @@ void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
 /* What QEMU does where private memory is separate. */
 int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
 {
-    int ret = fault(&kernel_faults[0], ++kernel_calls);
+    unsigned call = ++kernel_calls;
+    int ret = fault(&kernel_faults[0], call) ?: fault(&kernel_faults[1], call);
+    uint64_t first = start / page_size;
+    uint64_t pages = size / page_size;
+    uint64_t page;
+    RAMBlock *rb;
 
     g_assert_true(have_bql);
-    event("Q%" PRIu64 "+%" PRIu64 "%c%s", start / page_size, size / page_size,
+    event("Q%" PRIu64 "+%" PRIu64 "%c%s", first, pages,
           to_private ? 'P' : 'S', error_name(ret));
+    for (page = first; !ret && page < first + pages; page++) {
+        uint64_t at = page_in_block(page, &rb);
+
+        if (to_private) {
+            clear_bit(at, rb->attributes->bitmap);
+        } else {
+            set_bit(at, rb->attributes->bitmap);
+        }
+    }
     return ret;
 }
 
@@ -524,7 +539,8 @@ static void check(void)
 
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
-            g_assert_cmpint(is_private, !=,
+            g_assert_cmpint(is_private, !=, test_bit(page, s->shown));
+            g_assert_cmpint(!is_private && !s->launching, ==,
                             test_bit(page, b->attributes.bitmap));
             g_assert_cmpint(is_private, ==,
                             guest_memfd_any_private(&b->gmem,
@@ -1332,6 +1348,31 @@ static void test_first_listener_comes(void)
     teardown();
 }
 
+/* What is shared before a launch is not for listeners. */
+static void test_launching(void)
+{
+    unsigned i;
+
+    setup();
+    for (i = 0; i < LISTENERS; i++) {
+        memset(blocks[0].listeners[i].mapped, 0, PAGES);
+    }
+    blocks[0].gmem.state.launching = true;
+    bitmap_clear(blocks[0].attributes.bitmap, 0, PAGES);
+    fail_call(2, ENOMEM, 1);
+    g_assert_cmpint(convert(0, 0, 5, true), ==, 0);
+    g_assert_cmpint(convert(0, 5, PAGES - 5, true), ==, -ENOMEM);
+    g_assert_cmpint(convert(0, 0, 1, false), ==, 0);
+    g_assert_cmpint(convert(0, 0, PAGES, true), ==, 0);
+    expect("P0:0+5 P0:5+145=ENOMEM S0:0+1 P0:0+1 P0:5+145");
+    guest_memfd_tell_listeners(&blocks[0].gmem);
+    g_assert_cmpint(convert(0, 7, 1, false), ==, 0);
+    expect("S0:7+1 +0a:7+1");
+    model(0, 0, PAGES, true);
+    model(0, 7, 1, false);
+    teardown();
+}
+
 static void test_covered_pages(void)
 {
     setup();
@@ -1401,6 +1442,25 @@ static void map(Section *s)
     };
 
     memcpy(s, sections, sizeof(sections));
+}
+
+/* Which page of which block is at this page of the guest's memory? */
+static uint64_t page_in_block(uint64_t gfn, RAMBlock **rb)
+{
+    Section sections[MAP_SECTIONS];
+    uint64_t gpa = gfn * page_size;
+    unsigned i;
+
+    map(sections);
+    for (i = 0; i < MAP_SECTIONS; i++) {
+        Section *s = &sections[i];
+
+        if (gpa - s->gpa < s->size) {
+            *rb = s->mr->ram_block;
+            return (s->offset + gpa - s->gpa) / page_size;
+        }
+    }
+    g_assert_not_reached();
 }
 
 FlatView *address_space_get_flatview(AddressSpace *as)
@@ -1563,15 +1623,19 @@ static void test_gpa_separate(void)
     g_assert_cmpint(convert_gpa(P(298), P(4), true), ==, 0);
     expect("Q298+2P Q300+2P");
     /* What is there becomes shared; where nothing is, it is. */
-    g_assert_cmpint(convert_gpa(P(120), P(60), false), ==,
-                    0);
+    g_assert_cmpint(convert_gpa(P(120), P(60), false), ==, 0);
     expect("Q170+10S");
-    g_assert_cmpint(convert_gpa(P(120), P(60), true), ==,
-                    -EINVAL);
+    g_assert_cmpint(convert_gpa(P(120), P(60), true), ==, -EINVAL);
     fail_call(5, EIO, 1);
-    g_assert_cmpint(convert_gpa(P(298), P(4), false), ==,
-                    -EIO);
+    g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, -EIO);
     expect("Q298+2S Q300+2S=ERROR Q300+2P Q298+2P");
+    /* What was so before is left alone when that is undone. */
+    g_assert_cmpint(convert_gpa(P(301), P(1), false), ==, 0);
+    fail_call(10, EIO, 1);
+    g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, -EIO);
+    expect("Q301+1S Q298+2S Q300+2S=ERROR Q300+1P Q298+2P");
+    g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, 0);
+    expect("Q298+2S Q300+2S");
     separate = false;
     teardown();
 }
@@ -1945,6 +2009,7 @@ static const struct {
     { "the caller's patience counts", test_patience },
     { "nobody listens: the BQL is not taken", test_nobody_listens },
     { "the first listener comes meanwhile", test_first_listener_comes },
+    { "before a launch is finished nobody is told", test_launching },
     { "covered pages are uncovered first", test_covered_pages },
     { "gpa: separate memory", test_gpa_separate },
     { "disjoint requests run in parallel", test_parallel },

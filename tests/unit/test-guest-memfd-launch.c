@@ -103,6 +103,12 @@ bool guest_memfd_any_private(GuestMemfd *g, uint64_t offset, uint64_t size)
            (offset + size) / PAGE;
 }
 
+void guest_memfd_tell_listeners(GuestMemfd *gmem)
+{
+    /* It is all private. */
+    g_assert_cmpuint(converted.size, ==, gmem->rb->max_length);
+}
+
 int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
                         bool to_private)
 {
