@@ -48,6 +48,19 @@ bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
 struct MemoryRegion *guest_memfd_translated(struct MemoryRegion *mr,
                                             uint64_t offset, uint64_t *len);
 
+/**
+ * guest_memfd_mapped: what to map instead of @mr
+ * @mr, *@offset, *@len: what guest_memfd_translated() has left of an address
+ * @is_write: what is mapped will be written to; else it will be read
+ *
+ * Needs no lock.
+ * Returns: @mr; or, instead of the region that cannot be mapped, one that can,
+ * and an offset in it and its length
+ */
+struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
+                                        uint64_t *offset, uint64_t *len,
+                                        bool is_write);
+
 /** guest_memfd_no_access: that region. */
 struct MemoryRegion *guest_memfd_no_access(void);
 
