@@ -135,8 +135,8 @@ static GuestMemfd *with_hidden_pages(const MemoryRegion *mr)
     return gmem && gmem->state.private ? gmem : NULL;
 }
 
-MemoryRegion *guest_memfd_translated(MemoryRegion *mr, uint64_t offset,
-                                     uint64_t *len)
+MemoryRegion *guest_memfd_shown(MemoryRegion *mr, uint64_t offset,
+                                uint64_t *len)
 {
     GuestMemfd *gmem = with_hidden_pages(mr);
 

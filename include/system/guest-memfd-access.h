@@ -34,6 +34,10 @@ bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
      (likely(!guest_memfd_some_hidden) ||                           \
       guest_memfd_cache_shows(cache, addr, len)))
 
+/* guest_memfd_shown: the slow part of guest_memfd_translated() */
+struct MemoryRegion *guest_memfd_shown(struct MemoryRegion *mr,
+                                       uint64_t offset, uint64_t *len);
+
 /**
  * guest_memfd_translated: what to access instead of @mr
  * @mr: what an address was translated to; any kind of region
@@ -45,8 +49,12 @@ bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
  * Needs no lock.  Returns: @mr; or a region that answers accesses as if there
  * were nothing, and cannot be mapped.
  */
-struct MemoryRegion *guest_memfd_translated(struct MemoryRegion *mr,
-                                            uint64_t offset, uint64_t *len);
+static inline struct MemoryRegion *
+guest_memfd_translated(struct MemoryRegion *mr, uint64_t offset, uint64_t *len)
+{
+    return likely(!guest_memfd_some_hidden) ? mr
+           : guest_memfd_shown(mr, offset, len);
+}
 
 /**
  * guest_memfd_mapped: what to map instead of @mr
