@@ -12,8 +12,11 @@
  *
  * Check.  An address that leads to a hidden page is translated to a region
  * that is not RAM and answers nothing.  So emulated DMA gets the error that it
- * would get where there is no memory, and who wants to map it gets a bounce
- * buffer of zeros.  Cached regions (rings of virtio) are looked at each time.
+ * would get where there is no memory.  Who wants to map it gets memory that is
+ * nobody's: zeros to read, or a sink to write to.  Not a bounce buffer, as
+ * where there is no memory: these are few, and QEMU's disk requests that wait
+ * for one do not survive a reset of NVMe or AHCI.  Cached regions (rings of
+ * virtio) are looked at each time.
  *
  * Survival.  A page may become private between the check and the access, or
  * while it is mapped for a request that takes long.  The kernel's accesses
@@ -52,11 +55,14 @@
 #include "qemu/host-utils.h"
 #include "qemu/madvise.h"
 #include "qemu/main-loop.h"
+#include "qemu/memalign.h"
+#include "qemu/units.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
 #include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/system.h"
 #include "gmem/trace.h"
 
 /* As many pages are looked at for one access; then it is cut there. */
@@ -71,6 +77,11 @@
 bool guest_memfd_some_hidden;
 
 static MemoryRegion no_access;
+
+/* Mapped instead of it, if a device will not, or will write there. */
+#define NOBODYS_SIZE MiB
+
+static MemoryRegion nobodys[2];
 static QEMUBH *touched_bh;
 
 /* Written by a handler in the main thread, read by the main loop. */
@@ -122,8 +133,8 @@ static GuestMemfd *with_hidden_pages(const MemoryRegion *mr)
     return gmem && gmem->state.private ? gmem : NULL;
 }
 
-MemoryRegion *guest_memfd_translated(MemoryRegion *mr, uint64_t offset,
-                                     uint64_t *len)
+MemoryRegion *guest_memfd_shown(MemoryRegion *mr, uint64_t offset,
+                                uint64_t *len)
 {
     GuestMemfd *gmem = with_hidden_pages(mr);
 
@@ -146,6 +157,17 @@ bool guest_memfd_cache_shows(const MemoryRegionCache *cache, uint64_t addr,
     }
     qatomic_inc(&gmem->state.denied);
     return false;
+}
+
+MemoryRegion *guest_memfd_mapped(MemoryRegion *mr, uint64_t *offset,
+                                 uint64_t *len, bool is_write)
+{
+    if (mr != &no_access || !nobodys[is_write].ram_block) {
+        return mr;
+    }
+    *offset %= qemu_real_host_page_size();
+    *len = MIN(*len, NOBODYS_SIZE - *offset);
+    return &nobodys[is_write];
 }
 
 MemoryRegion *guest_memfd_no_access(void)
@@ -340,8 +362,26 @@ bool guest_memfd_on_sigbus(int code, void *addr)
     return ok;
 }
 
+/* Not any earlier: RAM blocks are made while another one is. */
+static void machine_done(Notifier *n, void *data)
+{
+    static const char *const names[] = {
+        "guest-memfd-zeros", "guest-memfd-sink"
+    };
+    int i;
+
+    for (i = 0; i < ARRAY_SIZE(nobodys); i++) {
+        void *host = qemu_memalign(qemu_real_host_page_size(), NOBODYS_SIZE);
+
+        memset(host, 0, NOBODYS_SIZE);
+        memory_region_init_ram_ptr(&nobodys[i], NULL, names[i], NOBODYS_SIZE,
+                                   host);
+    }
+}
+
 void guest_memfd_access_init(void)
 {
+    static Notifier notifier = { .notify = machine_done };
     sigset_t set;
 
     /* Threads that are created do not block it; see the hook there. */
@@ -353,6 +393,7 @@ void guest_memfd_access_init(void)
         memory_region_init_io(&no_access, NULL, &unassigned_mem_ops, NULL,
                               "guest-memfd-private", UINT64_MAX);
         memory_region_enable_lockless_io(&no_access);
+        qemu_add_machine_init_done_notifier(&notifier);
         touched_bh = qemu_bh_new(tell_touched, NULL);
         guest_memfd_some_hidden = true;
     }

@@ -34,6 +34,10 @@ bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
      (likely(!guest_memfd_some_hidden) ||                           \
       guest_memfd_cache_shows(cache, addr, len)))
 
+/* guest_memfd_shown: the slow part of guest_memfd_translated() */
+struct MemoryRegion *guest_memfd_shown(struct MemoryRegion *mr,
+                                       uint64_t offset, uint64_t *len);
+
 /**
  * guest_memfd_translated: what to access instead of @mr
  * @mr: what an address was translated to; any kind of region
@@ -45,8 +49,25 @@ bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
  * Needs no lock.  Returns: @mr; or a region that answers accesses as if there
  * were nothing, and cannot be mapped.
  */
-struct MemoryRegion *guest_memfd_translated(struct MemoryRegion *mr,
-                                            uint64_t offset, uint64_t *len);
+static inline struct MemoryRegion *
+guest_memfd_translated(struct MemoryRegion *mr, uint64_t offset, uint64_t *len)
+{
+    return likely(!guest_memfd_some_hidden) ? mr
+           : guest_memfd_shown(mr, offset, len);
+}
+
+/**
+ * guest_memfd_mapped: what to map instead of @mr
+ * @mr, *@offset, *@len: what guest_memfd_translated() has left of an address
+ * @is_write: what is mapped will be written to; else it will be read
+ *
+ * Needs no lock.
+ * Returns: @mr; or, instead of the region that cannot be mapped, one that can,
+ * and an offset in it and its length
+ */
+struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
+                                        uint64_t *offset, uint64_t *len,
+                                        bool is_write);
 
 /** guest_memfd_no_access: that region. */
 struct MemoryRegion *guest_memfd_no_access(void);

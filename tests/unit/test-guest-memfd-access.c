@@ -13,6 +13,7 @@
 #include "monitor/monitor.h"
 #include "qapi/error.h"
 #include "qemu/bitmap.h"
+#include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
 #include "system/guest-memfd.h"
@@ -29,6 +30,7 @@ static RAMBlock rb;
 static MemoryRegion mr;
 static uint64_t page_size;
 static void *hardware_error;
+static Notifier *machine_done;
 
 __thread CPUState *current_cpu;
 const MemoryRegionOps unassigned_mem_ops;
@@ -55,6 +57,19 @@ void memory_region_init_io(MemoryRegion *region, Object *owner,
                            const char *name, uint64_t size)
 {
     g_assert_true(ops == &unassigned_mem_ops);
+}
+
+void qemu_add_machine_init_done_notifier(Notifier *notify)
+{
+    machine_done = notify;
+}
+
+void memory_region_init_ram_ptr(MemoryRegion *region, Object *owner,
+                                const char *name, uint64_t size, void *ptr)
+{
+    region->ram_block = g_new0(RAMBlock, 1);
+    region->ram_block->host = ptr;
+    region->ram_block->max_length = size;
 }
 
 void memory_region_enable_lockless_io(MemoryRegion *region)
@@ -215,6 +230,46 @@ static void test_translation(void)
 }
 
 /* Other RAM, MMIO, and guest_memfd of ordinary guests. */
+static void expect_mapped(MemoryRegion *from, bool is_write, uint64_t offset,
+                          uint64_t len, MemoryRegion *wanted)
+{
+    uint64_t at = offset, n = len;
+
+    g_assert_true(guest_memfd_mapped(from, &at, &n, is_write) == wanted);
+    g_assert_cmphex(at, ==, offset);
+    g_assert_cmphex(n, ==, len);
+}
+
+static void test_mapped(void)
+{
+    MemoryRegion *none = guest_memfd_no_access(), *region[2];
+    uint64_t offset, len, size, i;
+
+    setup();
+    expect_mapped(&mr, true, 5 * page_size + 5, 100, &mr);
+    /* Nobody has a machine that is complete, yet. */
+    expect_mapped(none, true, 5 * page_size + 5, 100, none);
+    machine_done->notify(machine_done, NULL);
+    expect_mapped(&mr, true, 5 * page_size + 5, 100, &mr);
+    for (i = 0; i < 2; i++) {
+        offset = 5 * page_size + 5;
+        len = 100;
+        region[i] = guest_memfd_mapped(none, &offset, &len, i);
+        g_assert_true(region[i] != none && region[i] != &mr);
+        g_assert_cmphex(offset, ==, 5);
+        g_assert_cmphex(len, ==, 100);
+        size = region[i]->ram_block->max_length;
+        g_assert_true(buffer_is_zero(region[i]->ram_block->host, size));
+        len = UINT64_MAX;
+        guest_memfd_mapped(none, &offset, &len, i);
+        g_assert_cmphex(len, ==, size - 5);
+    }
+    /* What is written is not read. */
+    g_assert_true(region[0] != region[1]);
+    g_assert_true(region[0]->ram_block->host != region[1]->ram_block->host);
+    teardown();
+}
+
 static void test_others(void)
 {
     MemoryRegion mmio = {}, other = {};
@@ -411,6 +466,7 @@ int main(int argc, char **argv)
     /* It blocks SIGBUS, as in QEMU. */
     qemu_init_main_loop(&error_abort);
     g_test_add_func("/guest-memfd-access/translation", test_translation);
+    g_test_add_func("/guest-memfd-access/mapped", test_mapped);
     g_test_add_func("/guest-memfd-access/others", test_others);
     g_test_add_func("/guest-memfd-access/cache", test_cache);
     g_test_add_func("/guest-memfd-access/touch", test_touch);
