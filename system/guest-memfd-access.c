@@ -39,8 +39,9 @@
  *   before and after.  That is the guest's own race, about its own data.
  * - Private contents are never read, because the kernel does not let us.
  * - Covered pages are few: each costs a mapping of its own, and processes have
- *   some 65000 of these.  Beyond GUEST_MEMFD_COVERED pages of a block, all of
- *   it is mapped anew.  What is touched again then is covered again.
+ *   some 65000 of these.  Beyond GUEST_MEMFD_COVERED pages, or if there is no
+ *   room for another mapping, all of the block is mapped anew.  What is touched
+ *   again then is covered again.
  *
  * Memory that devices of other processes have mapped (vhost-user) is theirs to
  * look after.
@@ -75,6 +76,9 @@
 #define HARDWARE_ERRORS 8
 
 bool guest_memfd_some_hidden;
+
+/* Pages of all blocks that are covered. */
+static unsigned all_covered;
 
 static MemoryRegion no_access;
 
@@ -170,6 +174,22 @@ MemoryRegion *guest_memfd_mapped(MemoryRegion *mr, uint64_t *offset,
     return &nobodys[is_write];
 }
 
+void *guest_memfd_map_shared(AddressSpace *as, hwaddr addr, hwaddr *len,
+                             bool is_write)
+{
+    void *host = address_space_map(as, addr, len, is_write,
+                                   MEMTXATTRS_UNSPECIFIED);
+    ram_addr_t offset;
+    MemoryRegion *mr = host ? memory_region_from_host(host, &offset) : NULL;
+
+    if (host && (!mr || mr == &nobodys[is_write])) {
+        address_space_unmap(as, host, *len, is_write, 0);
+        *len = 0;
+        return NULL;
+    }
+    return host;
+}
+
 MemoryRegion *guest_memfd_no_access(void)
 {
     return &no_access;
@@ -231,12 +251,16 @@ static bool cover(GuestMemfd *gmem, uint64_t page)
             return true;
         }
     }
-    if (s->covered_pages == GUEST_MEMFD_COVERED) {
-        ok = map_file(gmem, 0, s->pages);
+    ok = qatomic_read(&all_covered) < GUEST_MEMFD_COVERED &&
+         map_zeros(gmem, page);
+    if (!ok && map_file(gmem, 0, s->pages)) {
+        /* There is room again. */
+        qatomic_sub(&all_covered, s->covered_pages);
         s->covered_pages = 0;
+        ok = map_zeros(gmem, page);
     }
-    ok = ok && map_zeros(gmem, page);
     if (ok) {
+        qatomic_inc(&all_covered);
         s->covered[s->covered_pages++] = page;
         s->touched++;
         s->last_touched = page;
@@ -264,8 +288,14 @@ void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
                               memory_region_name(gmem->rb->mr), page,
                               strerror(errno));
         }
+        qatomic_dec(&all_covered);
         s->covered[i] = s->covered[--s->covered_pages];
     }
+}
+
+void guest_memfd_access_end(GuestMemfd *gmem)
+{
+    qatomic_sub(&all_covered, gmem->state.covered_pages);
 }
 
 /*

@@ -71,6 +71,9 @@ static const GuestMemfdPatience one_second = { .timeout = 1000000 };
 /* Who waits in the queue looks as often whether it is interrupted. */
 #define QUEUE_MS 10
 
+/* More runs than that are converted with one call, if that can be. */
+#define RUNS_AT_ONCE 64
+
 /* After so many failures, what lies before the busy page goes first. */
 #define FAILURES_BEFORE_SPLIT 3
 
@@ -378,6 +381,52 @@ static int change_run(GuestMemfd *gmem, GuestMemfdRun run, bool private,
     return 0;
 }
 
+/* From the first run of a claim that is to do to the last; pages in @runs */
+static GuestMemfdRun span_of(const GuestMemfdClaim *c, bool private,
+                             unsigned *runs)
+{
+    GuestMemfdRun run = { .end = c->pages.first };
+    GuestMemfdRun span = {};
+
+    *runs = 0;
+    while (*runs <= RUNS_AT_ONCE && next_run(c, private, &run)) {
+        span.first = *runs ? span.first : run.first;
+        ++*runs;
+    }
+    span.end = c->pages.end;
+    return span;
+}
+
+/*
+ * A guest can have every other page private, and a call for each run of these
+ * would keep its vCPU, and who wants that to stop, for long.  One call does
+ * for all of a claim, if no page is busy.
+ */
+static void change_many_runs(Request *r)
+{
+    const uint64_t page_size = qemu_real_host_page_size();
+    unsigned i;
+
+    for (i = 0; i < r->n; i++) {
+        GuestMemfdClaim *c = &r->claims[i];
+        GuestMemfdRun run = { .end = c->pages.first };
+        uint64_t busy;
+        unsigned runs;
+        GuestMemfdRun span = span_of(c, !r->to_private, &runs);
+
+        if (runs <= RUNS_AT_ONCE ||
+            kvm_guest_memfd_set_private(c->gmem->rb->fd,
+                                        span.first * page_size,
+                                        (span.end - span.first) * page_size,
+                                        r->to_private, &busy)) {
+            continue;
+        }
+        while (next_run(c, !r->to_private, &run)) {
+            set_state(c->gmem, run, r->to_private);
+        }
+    }
+}
+
 /* Convert what is to do, up to the first error. */
 static int change_all(Request *r)
 {
@@ -385,6 +434,7 @@ static int change_all(Request *r)
     TodoIter it = { NULL };
     int ret = 0;
 
+    change_many_runs(r);
     while (!ret && next_todo(r, !r->to_private, &it)) {
         ret = change_run(it.c->gmem, it.run, r->to_private, &patience);
     }

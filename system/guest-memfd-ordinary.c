@@ -41,6 +41,10 @@ void guest_memfd_access_init(void)
 {
 }
 
+void guest_memfd_access_end(GuestMemfd *gmem)
+{
+}
+
 bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size)
 {
     return false;

@@ -52,6 +52,7 @@ void guest_memfd_free(GuestMemfd *gmem)
 
 static void guest_memfd_reclaim(GuestMemfd *gmem)
 {
+    guest_memfd_access_end(gmem);
     guest_memfd_state_destroy(gmem);
     g_free(gmem);
 }

@@ -57,6 +57,9 @@
 #define FAULTS 10
 #define FAULT_PAUSE_US 1000
 
+/* After such a time it is another one: the guest has run in between. */
+#define FAULT_GAP_US (100 * 1000)
+
 /* At most one warning in this time. */
 #define WARNING_US (10 * 1000 * 1000)
 
@@ -76,6 +79,7 @@ typedef struct Wanted {
 /*
  * Fault: the last one that was old news, of the vCPU of this thread
  * @since, @all_since: when it came first; after a conversion, and at all
+ * @last: when it came last
  * @times: since then
  * @conversions: as there were at that time
  */
@@ -84,6 +88,7 @@ typedef struct Fault {
     bool private;
     int64_t since;
     int64_t all_since;
+    int64_t last;
     unsigned times;
     uint64_t conversions;
 } Fault;
@@ -245,7 +250,8 @@ static bool is_old_news(hwaddr gpa, bool private)
     int64_t now = g_get_monotonic_time();
     Fault *f = &last_fault;
 
-    if (!f->times || f->gpa != gpa || f->private != private) {
+    if (!f->times || f->gpa != gpa || f->private != private ||
+        now - f->last > FAULT_GAP_US) {
         *f = (Fault) {
             .gpa = gpa,
             .private = private,
@@ -257,6 +263,7 @@ static bool is_old_news(hwaddr gpa, bool private)
         f->since = now;
         f->conversions = conversions;
     }
+    f->last = now;
     f->times++;
     if (f->times > FAULTS && (now - f->since >= FAULT_US ||
                               now - f->all_since >= FAULT_LONG_US)) {
@@ -319,6 +326,7 @@ int kvm_guest_memfd_memory_fault(CPUState *cpu, struct kvm_run *run)
     if (differs) {
         return serve_fault(gpa, size, private);
     }
+    wanted.spent = 0;
     if (is_old_news(gpa, private)) {
         return 0;
     }

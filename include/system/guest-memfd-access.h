@@ -8,6 +8,7 @@
 #ifndef SYSTEM_GUEST_MEMFD_ACCESS_H
 #define SYSTEM_GUEST_MEMFD_ACCESS_H
 
+struct AddressSpace;
 struct MemoryRegion;
 struct MemoryRegionCache;
 
@@ -68,6 +69,17 @@ guest_memfd_translated(struct MemoryRegion *mr, uint64_t offset, uint64_t *len)
 struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
                                         uint64_t *offset, uint64_t *len,
                                         bool is_write);
+
+/**
+ * guest_memfd_map_shared: address_space_map() for who tells others of it
+ * @as, @addr, @len, @is_write: as there
+ *
+ * vhost's back ends get the address for good, so it has to be memory of the
+ * guest.  To be unmapped as usual.
+ * Returns: NULL if it is not, with *@len 0.
+ */
+void *guest_memfd_map_shared(struct AddressSpace *as, uint64_t addr,
+                             uint64_t *len, bool is_write);
 
 /** guest_memfd_no_access: that region. */
 struct MemoryRegion *guest_memfd_no_access(void);

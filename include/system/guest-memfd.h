@@ -85,7 +85,7 @@ typedef struct GuestMemfdPatience {
     bool (*interrupted)(void);
 } GuestMemfdPatience;
 
-/* Pages of a block that may be covered; see guest-memfd-access.c. */
+/* Pages of all blocks that may be covered; see guest-memfd-access.c. */
 #define GUEST_MEMFD_COVERED 1024
 
 /**
@@ -408,6 +408,9 @@ uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
 
 /** guest_memfd_access_init: there is a block with pages that can be private. */
 void guest_memfd_access_init(void);
+
+/** guest_memfd_access_end: that block is gone, with its mapping. */
+void guest_memfd_access_end(GuestMemfd *gmem);
 
 /**
  * guest_memfd_uncover: map the file again where pages are covered

@@ -395,6 +395,16 @@ class Exits(Guests):
             state 0x1000000 1 {wanted}''')
         self.assertEqual(len(self.conversions(sim)), 1)
 
+    def test_an_access_fault_now_and_then(self):
+        """The guest runs in between, so it is not without an end."""
+        self.run_guest(f'''
+            repeat 15
+            fault 0x1000000 0x1000 {self.STATES[0]} stale
+            repeat 100000
+            in 0x80 1
+            end
+            end''')
+
     def test_an_access_fault_without_end(self):
         sim = self.stops(f'fault 0x1000000 0x1000 {self.STATES[0]} '
                          'times=forever', '0x0*1000000')

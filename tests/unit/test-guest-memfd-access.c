@@ -21,6 +21,7 @@
 #include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/system.h"
 
 #define PAGES 4096
 
@@ -70,6 +71,33 @@ void memory_region_init_ram_ptr(MemoryRegion *region, Object *owner,
     region->ram_block = g_new0(RAMBlock, 1);
     region->ram_block->host = ptr;
     region->ram_block->max_length = size;
+}
+
+/* What address_space_map() yields, and the region of that. */
+static void *map_result;
+static MemoryRegion *map_region;
+static unsigned unmapped;
+
+void *address_space_map(AddressSpace *as, hwaddr addr, hwaddr *plen,
+                        bool is_write, MemTxAttrs attrs)
+{
+    *plen = 77;
+    return map_result;
+}
+
+void address_space_unmap(AddressSpace *as, void *buffer, hwaddr len,
+                         bool is_write, hwaddr access_len)
+{
+    g_assert_true(buffer == map_result);
+    g_assert_cmpint(len, ==, 77);
+    g_assert_cmpint(access_len, ==, 0);
+    unmapped++;
+}
+
+MemoryRegion *memory_region_from_host(void *ptr, ram_addr_t *offset)
+{
+    g_assert_true(ptr == map_result);
+    return map_region;
 }
 
 void memory_region_enable_lockless_io(MemoryRegion *region)
@@ -229,7 +257,6 @@ static void test_translation(void)
     teardown();
 }
 
-/* Other RAM, MMIO, and guest_memfd of ordinary guests. */
 static void expect_mapped(MemoryRegion *from, bool is_write, uint64_t offset,
                           uint64_t len, MemoryRegion *wanted)
 {
@@ -267,9 +294,31 @@ static void test_mapped(void)
     /* What is written is not read. */
     g_assert_true(region[0] != region[1]);
     g_assert_true(region[0]->ram_block->host != region[1]->ram_block->host);
+
+    /* vhost gets the guest's own memory or none. */
+    map_result = &len;
+    for (i = 0; i < 2; i++) {
+        MemoryRegion *const foreign[] = { NULL, region[i] };
+        unsigned k;
+
+        map_region = &mr;
+        g_assert_true(guest_memfd_map_shared(NULL, 0, &len, i) == &len);
+        g_assert_cmphex(len, ==, 77);
+        for (k = 0; k < 2; k++) {
+            unmapped = 0;
+            map_region = foreign[k];
+            g_assert_null(guest_memfd_map_shared(NULL, 0, &len, i));
+            g_assert_cmphex(len, ==, 0);
+            g_assert_cmpint(unmapped, ==, 1);
+        }
+    }
+    map_result = NULL;
+    g_assert_null(guest_memfd_map_shared(NULL, 0, &len, true));
+    g_assert_cmpint(unmapped, ==, 1);
     teardown();
 }
 
+/* Other RAM, MMIO, and guest_memfd of ordinary guests. */
 static void test_others(void)
 {
     MemoryRegion mmio = {}, other = {};

@@ -1348,6 +1348,53 @@ static void test_first_listener_comes(void)
     teardown();
 }
 
+/* Every other page of block 0 is private. */
+static void given_many_runs(void)
+{
+    uint64_t page;
+
+    setup();
+    unregister_all();
+    for (page = 1; page < PAGES; page += 2) {
+        given(0, page, 1);
+    }
+}
+
+/* One call does for them, and others for what is few. */
+static void test_many_runs(void)
+{
+    GuestMemfdRange r[] = { range(0, 0, PAGES), range(1, 3, 2) };
+
+    given_many_runs();
+    g_assert_cmpint(guest_memfd_convert(r, 2, true), ==, 0);
+    expect("P0:0+150 P1:3+2");
+    model(0, 0, PAGES, true);
+    model(1, 3, 2, true);
+    teardown();
+
+    given_many_runs();
+    g_assert_cmpint(convert(0, 0, PAGES - 2, false), ==, 0);
+    expect("S0:1+147");
+    model(0, 0, PAGES - 2, false);
+    teardown();
+}
+
+/* If that fails, each run is tried, and all is undone if one fails. */
+static void test_many_runs_fail(void)
+{
+    given_many_runs();
+    fail_call(1, EAGAIN, 1);
+    g_assert_cmpint(convert(0, 0, PAGES, true), ==, 0);
+    g_assert_cmpint(kernel_calls, ==, 1 + PAGES / 2);
+    model(0, 0, PAGES, true);
+    teardown();
+
+    given_many_runs();
+    blocks[0].pins[100] = FOREVER;
+    g_assert_cmpint(convert(0, 0, PAGES, true), ==, -EAGAIN);
+    teardown();
+}
+
 /* What is shared before a launch is not for listeners. */
 static void test_launching(void)
 {
@@ -2009,6 +2056,8 @@ static const struct {
     { "the caller's patience counts", test_patience },
     { "nobody listens: the BQL is not taken", test_nobody_listens },
     { "the first listener comes meanwhile", test_first_listener_comes },
+    { "many runs are converted with one call", test_many_runs },
+    { "many runs, and that call fails", test_many_runs_fail },
     { "before a launch is finished nobody is told", test_launching },
     { "covered pages are uncovered first", test_covered_pages },
     { "gpa: separate memory", test_gpa_separate },
