@@ -83,7 +83,7 @@ class Snp(SimTest):
             map-gpa 0x1000000 16 shared
             pin 0x1005000 1 times=200
             barrier
-            map-gpa 0x1000000 16 private
+            map-gpa 0x1000000 16 private contended
             print one
             halt''', machine='q35', backend=None, cpus=2, confidential=snp(),
             args=['-bios', self.image])
