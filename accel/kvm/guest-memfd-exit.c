@@ -80,8 +80,8 @@ typedef struct Wanted {
  * Fault: the last one that was old news, of the vCPU of this thread
  * @since, @all_since: when it came first; after a conversion, and at all
  * @last: when it came last
- * @times: since then
- * @conversions: as there were at that time
+ * @times: how often it came since @all_since
+ * @conversions: as there were at @since
  */
 typedef struct Fault {
     hwaddr gpa;

@@ -21,6 +21,11 @@ FAULT = '''fault 0x1005000 0x1000 private
     state 0x1005000 1 private'''
 
 
+def tries(sim):
+    """How often a page was found busy."""
+    return [c['ret'] for c in sim.model.log(CONVERT)].count(-errno.EAGAIN)
+
+
 class Snp(SimTest):
     """The guest would take any refusal as its end, so it waits for long."""
 
@@ -28,11 +33,8 @@ class Snp(SimTest):
         sim = self.start(SCRIPT.format(request=request, times=times),
                          machine='q35', backend=None, confidential=snp(),
                          args=['-bios', self.image])
-        wait_for('the page to be found busy', lambda: self.tries(sim), sim)
+        wait_for('the page to be found busy', lambda: tries(sim), sim)
         return sim
-
-    def tries(self, sim):
-        return [c['ret'] for c in sim.model.log(CONVERT)].count(-errno.EAGAIN)
 
     def check_goes_on(self, request):
         sim = self.start_waiting(request, 300)
@@ -40,16 +42,16 @@ class Snp(SimTest):
         while 'done' not in sim.output():
             sim.cmd('stop')
             self.assertEqual(sim.cmd('query-status')['status'], 'paused')
-            stopped_at = self.tries(sim)
+            stopped_at = tries(sim)
             sim.cmd('query-guest-memfd')
-            self.assertEqual(self.tries(sim), stopped_at)
+            self.assertEqual(tries(sim), stopped_at)
             sim.cmd('cont')
             stops += 1
-            waiting = self.tries(sim) + 20
-            wait_for('tries or the end', lambda: self.tries(sim) >= waiting or
+            waiting = tries(sim) + 20
+            wait_for('tries or the end', lambda: tries(sim) >= waiting or
                      'done' in sim.output(), sim)
         self.assertGreater(stops, 3)
-        self.assertEqual(self.tries(sim), 300)
+        self.assertEqual(tries(sim), 300)
         self.quit(sim)
 
     def test_a_request_that_was_stopped_goes_on(self):
@@ -87,7 +89,7 @@ class Snp(SimTest):
             print one
             halt''', machine='q35', backend=None, cpus=2, confidential=snp(),
             args=['-bios', self.image])
-        wait_for('the page to be found busy', lambda: self.tries(sim), sim)
+        wait_for('the page to be found busy', lambda: tries(sim), sim)
         for _ in range(5):
             sim.cmd('stop')
             sim.cmd('cont')
@@ -105,20 +107,24 @@ class Snp(SimTest):
 class SwProtected(SimTest):
     """It can be reset, and the answer is not for the guest that comes."""
 
-    def test_a_reset(self):
-        sim = self.start('''
+    def start_held(self, requests, *args):
+        """A page is held for ever, and the guest makes these requests."""
+        return self.start(f'''
             generation g2
             vm-types default sw-protected
             vcpu 0
             pin 0x1005000 1 times=forever
-            map-gpa 0x1000000 16 private ret=any
+            {requests}
             print told
             halt''', machine='q35', backend=None,
             confidential='sw-protected-guest',
-            args=['-bios', self.image, '-action', 'reboot=reset',
-                  '-trace', 'kvm_guest_memfd_hypercall'])
-        wait_for('the page to be found busy', lambda: any(
-            c['ret'] == -errno.EAGAIN for c in sim.model.log(CONVERT)), sim)
+            args=['-bios', self.image, *args])
+
+    def test_a_reset(self):
+        sim = self.start_held('map-gpa 0x1000000 16 private ret=any',
+                              '-action', 'reboot=reset',
+                              '-trace', 'kvm_guest_memfd_hypercall')
+        wait_for('the page to be found busy', lambda: tries(sim), sim)
         sim.cmd('system_reset')
         sim.assert_runs()
         self.quit(sim)
@@ -128,17 +134,9 @@ class SwProtected(SimTest):
 
     def test_somebody_is_told_who_is_held(self):
         """But a guest cannot fill the log with that."""
-        sim = self.start('''
-            generation g2
-            vm-types default sw-protected
-            vcpu 0
-            pin 0x1005000 1 times=forever
-            repeat 5
+        sim = self.start_held('''repeat 5
             map-gpa 0x1000000 16 private ret=EAGAIN
-            end
-            print told
-            halt''', machine='q35', backend=None,
-            confidential='sw-protected-guest', args=['-bios', self.image])
+            end''')
         wait_for('the answers', lambda: 'told' in sim.output(), sim)
         counters = next(b['counters'] for b in sim.cmd('query-guest-memfd')
                         ['blocks'] if b['counters']['busy'])
