@@ -92,19 +92,25 @@ class LinuxGuest(Machine):
             self._keyboard = None
 
     def wait_for(self, what, condition, patience=PATIENCE):
-        """Wait until condition() is true; fail as soon as the guest does."""
-        asked = 0
+        """Wait until condition() is true; fail as soon as the guest does.
+
+        A guest that takes memory makes progress: while Linux boots it says
+        next to nothing.
+        """
+        asked, taken = 0, None
 
         def checked():
-            nonlocal asked
+            nonlocal asked, taken
             assert self.is_running(), f'the guest ended; {self.state()}'
             for bad in 'Kernel panic', 'CORRUPT':
                 assert bad not in self.output(), self.state()
             if time.monotonic() > asked + 1:
                 self.assert_runs()
+                taken = [block.get('allocated')
+                         for block in self.blocks().values()]
                 asked = time.monotonic()
             return condition()
-        return wait_for(what, checked, self, patience=patience)
+        return wait_for(what, checked, self, lambda: taken, patience)
 
     def wait_ready(self, times=1, patience=PATIENCE):
         """Wait for the shell of the first boot, or of a later one."""
