@@ -26,7 +26,8 @@ NET_MODULES = {'vhost_net': '/dev/vhost-net', 'tun': '/dev/net/tun'}
 # What QEMU runs with the name of the TAP device that it has made.  Nothing but
 # the test is on the wire.
 TAP_SCRIPT = f'''#!/bin/sh -e
-echo 1 > /proc/sys/net/ipv6/conf/$1/disable_ipv6
+ipv6=/proc/sys/net/ipv6/conf/$1/disable_ipv6
+[ ! -e $ipv6 ] || echo 1 > $ipv6
 {BUSYBOX} ifconfig $1 10.0.2.2 netmask 255.255.255.0 up
 '''
 
