@@ -59,6 +59,9 @@ struct SimScript {
 
 static GHashTable *scripts;             /* vCPU, or -1 -> GArray of Op */
 
+static pthread_mutex_t left_lock = PTHREAD_MUTEX_INITIALIZER;
+static GHashTable *left;                /* vCPU -> SimScript of one gone */
+
 /* --- parsing --- */
 
 static const char *word(GPtrArray *words, guint n, const char *usage)
@@ -222,29 +225,86 @@ void sim_script_add(int id, const char *verb, GPtrArray *words)
     g_array_append_val(ops, op);
 }
 
-static SimScript *script_of(SimVcpu *vcpu)
+static SimScript *script_new(int id)
 {
-    if (!vcpu->script) {
-        SimScript *s = g_new0(SimScript, 1);
+    SimScript *s = g_new0(SimScript, 1);
 
-        s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        g_assert(s->wake >= 0);
-        if (scripts) {
-            s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(vcpu->id));
-            if (!s->ops) {
-                s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(-1));
-            }
+    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    g_assert(s->wake >= 0);
+    if (scripts) {
+        s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(id));
+        if (!s->ops) {
+            s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(-1));
         }
-        vcpu->script = s;
     }
-    return vcpu->script;
+    return s;
 }
 
-void sim_script_free(SimScript *script)
+/*
+ * Go on with what another vCPU has left.  What that had asked the emulator
+ * for will not be answered any more, so it counts as done; but an access that
+ * waits for pages to be in some state is made anew.
+ */
+static void script_go_on(SimScript *s, SimVcpu *vcpu)
 {
-    if (script) {
-        sim_real_close(script->wake);
-        g_free(script);
+    const Op *op = s->left ? &g_array_index(s->ops, Op, s->at) : NULL;
+
+    if (s->hostile) {
+        sim_hostile_go_on(s->hostile, vcpu);
+    }
+    s->faults = 0;
+    s->left = false;
+    if (!op || op->verb == RANDOM || op->verb == HOSTILE ||
+        (op->verb == FAULT && !op->times)) {
+        return;
+    }
+    if (op->verb == PRINT || op->verb == FAULT || op->verb == RUN_ERROR) {
+        s->step++;
+    } else {
+        s->at++;
+        s->step = 0;
+    }
+}
+
+static SimScript *script_of(SimVcpu *vcpu)
+{
+    SimScript *s = __atomic_load_n(&vcpu->script, __ATOMIC_ACQUIRE);
+
+    if (s) {
+        return s;
+    }
+    pthread_mutex_lock(&left_lock);
+    s = left ? g_hash_table_lookup(left, GINT_TO_POINTER(vcpu->id)) : NULL;
+    if (s) {
+        g_hash_table_remove(left, GINT_TO_POINTER(vcpu->id));
+    }
+    pthread_mutex_unlock(&left_lock);
+    if (s) {
+        script_go_on(s, vcpu);
+    } else {
+        s = script_new(vcpu->id);
+    }
+    __atomic_store_n(&vcpu->script, s, __ATOMIC_RELEASE);
+    return s;
+}
+
+void sim_script_leave(SimVcpu *vcpu)
+{
+    SimScript *old;
+
+    if (!vcpu->script) {
+        return;
+    }
+    pthread_mutex_lock(&left_lock);
+    if (!left) {
+        left = g_hash_table_new(NULL, NULL);
+    }
+    old = g_hash_table_lookup(left, GINT_TO_POINTER(vcpu->id));
+    g_hash_table_insert(left, GINT_TO_POINTER(vcpu->id), vcpu->script);
+    pthread_mutex_unlock(&left_lock);
+    if (old) {
+        sim_real_close(old->wake);
+        g_free(old);
     }
 }
 
@@ -569,8 +629,13 @@ static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
             open = arrived;
             for (i = 0; i < vcpus->len; i++) {
                 SimVcpu *other = g_ptr_array_index(vcpus, i);
+                SimScript *its = __atomic_load_n(&other->script,
+                                                 __ATOMIC_ACQUIRE);
 
-                eventfd_write(other->script->wake, 1);
+                /* One of a new VM that has not run yet will look first. */
+                if (its) {
+                    eventfd_write(its->wake, 1);
+                }
             }
         }
     }
