@@ -21,7 +21,7 @@
 typedef enum Verb {
     MAP_GPA, FAULT, READ, WRITE, FILL, CHECK, IN, OUT, PRINT, BARRIER, REPEAT,
     END, HALT, SHUTDOWN, RANDOM, STATE, MMIO_READ, MMIO_WRITE, RUN_ERROR,
-    PIN, HOSTILE,
+    PIN, HOSTILE, NEW_VM,
 } Verb;
 
 typedef struct Op {
@@ -40,6 +40,7 @@ struct SimScript {
     GArray *ops;                /* Op, for this vCPU; not its own */
     guint at;                   /* the next one */
     bool left;                  /* the one before has left to the emulator */
+    uint64_t vm;                /* that NEW_VM, or its begin, found last */
     uint64_t step;              /* within an op that leaves several times */
     uint64_t faults;            /* memory faults for the same page */
     struct {
@@ -126,6 +127,7 @@ static const struct {
     { "random", RANDOM, "random SEED COUNT GPA PAGES", 4 },
     { "state", STATE, "state GPA PAGES private|shared", 3 },
     { "hostile", HOSTILE, "hostile SEED REQUESTS BATCHES", 3 },
+    { "new-vm", NEW_VM, "new-vm", 0 },
 };
 
 /* Takes the fourth word out if it is @flag. */
@@ -225,10 +227,12 @@ void sim_script_add(int id, const char *verb, GPtrArray *words)
     g_array_append_val(ops, op);
 }
 
-static SimScript *script_new(int id)
+static SimScript *script_new(const SimVcpu *vcpu)
 {
     SimScript *s = g_new0(SimScript, 1);
+    int id = vcpu->id;
 
+    s->vm = vcpu->vm->number;
     s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     g_assert(s->wake >= 0);
     if (scripts) {
@@ -282,7 +286,7 @@ static SimScript *script_of(SimVcpu *vcpu)
     if (s) {
         script_go_on(s, vcpu);
     } else {
-        s = script_new(vcpu->id);
+        s = script_new(vcpu);
     }
     __atomic_store_n(&vcpu->script, s, __ATOMIC_RELEASE);
     return s;
@@ -591,6 +595,18 @@ static int run_error(SimVcpu *vcpu, const Op *op, bool back)
            : leave_error(vcpu, op->error);
 }
 
+/* Another VM has taken the place of the one that this was seen in last. */
+static int run_new_vm(SimVcpu *vcpu)
+{
+    SimScript *s = vcpu->script;
+
+    if (s->vm == vcpu->vm->number) {
+        return wait_for_signal(vcpu, -1);
+    }
+    s->vm = vcpu->vm->number;
+    return SIM_PASS;
+}
+
 /* On the debug console, a byte an exit. */
 static int run_print(SimVcpu *vcpu, const Op *op, bool back)
 {
@@ -859,6 +875,8 @@ static int run_op(SimVcpu *vcpu, const Op *op, bool back)
     case SHUTDOWN:
         return back ? SIM_PASS
                : leave(vcpu, KVM_EXIT_SHUTDOWN, "KVM_EXIT_SHUTDOWN");
+    case NEW_VM:
+        return run_new_vm(vcpu);
     case HALT:
         return wait_for_signal(vcpu, -1);
     default:
