@@ -8,9 +8,7 @@
 A hook file is a list of stanzas, separated by blank lines.  '#' starts a
 comment line.  A stanza either changes a file of QEMU's:
 
-    file accel/kvm/kvm-all.c        the first of several names that exists
-    since 10.1                      only for this version of QEMU and later
-    until 10.0                      only for this version and earlier
+    file accel/kvm/kvm-all.c
     in function kvm_region_commit   search there only
     before kvm_slots_unlock();      or: after, replace, end
     | text to insert, a line each
@@ -27,7 +25,8 @@ lines before or after the lines in which the anchor stands; 'replace'
 replaces the anchor itself; 'end' inserts at the end of the scope.
 
 Every scope and anchor must match exactly once in SRC.  If one does not,
-nothing is written and every hook that fails is named.
+nothing is written and every hook that fails is named.  So a hook file is for
+one version of QEMU: where another one differs, the hook is changed.
 """
 import json
 import os
@@ -48,9 +47,8 @@ class Hook:
 
     def __init__(self, at):
         self.at = at
-        self.files = []
+        self.file = None
         self.links = []
-        self.since = self.until = None
         self.scopes = []
         self.place = self.anchor = None
         self.text = []
@@ -69,12 +67,10 @@ class Hook:
             return
         if not rest:
             raise HookError(f'{word!r} says nothing')
-        if word == 'file' and not self.files:
-            self.files = rest.split()
+        if word == 'file' and not self.file and ' ' not in rest:
+            self.file = rest
         elif word == 'link':
             self.links += rest.split()
-        elif word in ('since', 'until'):
-            setattr(self, word, parse_version(rest))
         elif word == 'in' and rest.split()[0] in SCOPES and ' ' in rest:
             self.scopes.append(tuple(rest.split(None, 1)))
         elif word == 'from':
@@ -88,35 +84,12 @@ class Hook:
 
     def check(self):
         """Is the stanza complete?"""
-        if self.links and (self.files or self.place or self.text):
+        if self.links and (self.file or self.place or self.text):
             raise HookError("'link' stands alone")
-        if not self.links and not (self.files and self.place and self.text):
+        if not self.links and not (self.file and self.place and self.text):
             raise HookError("a hook needs 'file', a place and '|' lines")
         if self.place == 'end' and not self.scopes:
             raise HookError("'end' needs a scope")
-
-    def is_for(self, version):
-        """Does it exist for this version of QEMU?"""
-        return ((self.since is None or version >= self.since) and
-                (self.until is None or version <= self.until))
-
-
-def parse_version(text):
-    """(major, minor) of '10.2' or '10.2.2'."""
-    match = re.match(r'(\d+)\.(\d+)', text)
-    if not match:
-        raise HookError(f'{text!r} is no version')
-    return int(match[1]), int(match[2])
-
-
-def tree_version(src):
-    """The version of the QEMU tree @src."""
-    try:
-        with open(os.path.join(src, 'VERSION'), encoding='utf-8') as f:
-            return parse_version(f.read())
-    except OSError as e:
-        raise HookError(f'{src} is no QEMU source tree: {e.strerror}: '
-                        'VERSION') from e
 
 
 def parse(path):
@@ -220,14 +193,6 @@ def overlapping(edits):
     return any(a[1] > b[0] for a, b in zip(ordered, ordered[1:]))
 
 
-def source_of(src, names):
-    """The first of @names that exists in @src."""
-    for name in names:
-        if os.path.isfile(os.path.join(src, name)):
-            return name
-    raise HookError('no such file: ' + ' or '.join(names))
-
-
 def read(path):
     """Text of a file; None if there is none."""
     try:
@@ -239,24 +204,25 @@ def read(path):
 
 def plan(src, hooks):
     """({file: its new text}, [links]); or HookError that names all faults."""
-    version = tree_version(src)
+    if read(os.path.join(src, 'VERSION')) is None:
+        raise HookError(f'{src} is no QEMU source tree: it has no VERSION')
     texts, edits, links, errors = {}, {}, [], []
     for hook in hooks:
-        if not hook.is_for(version):
-            continue
         if hook.links:
             links += hook.links
             continue
+        name = hook.file
         try:
-            name = source_of(src, hook.files)
             if name not in texts:
                 texts[name] = read(os.path.join(src, name))
+            if texts[name] is None:
+                raise HookError('no such file')
             new = locate(texts[name], hook)
             if overlapping(edits.get(name, []) + [new]):
                 raise HookError('overlaps another hook')
             edits.setdefault(name, []).append(new)
         except HookError as e:
-            errors.append(f'{hook.at}: {" ".join(hook.files)}: {e}')
+            errors.append(f'{hook.at}: {name}: {e}')
     if errors:
         raise HookError('\n'.join(errors) + f'\n{len(errors)} of {len(hooks)} '
                         f'hooks do not apply to {src}; nothing written')
@@ -314,8 +280,8 @@ def main(argv):
         hooks = [hook for path in paths for hook in parse(path)]
         if argv[0] == 'check':
             texts, links = plan(argv[1], hooks)
-            print(f'{len(hooks)} hooks apply to {argv[1]}: '
-                  f'{len(texts)} files, {len(links)} links')
+            print(f'{len(hooks)} hooks in {len(paths)} hook files apply to '
+                  f'{argv[1]}: {len(texts)} files, {len(links)} links')
         else:
             print(f'{apply(argv[1], argv[2], hooks)} files written')
     except (HookError, OSError) as e:
