@@ -4,6 +4,7 @@
 
     integrate.py check SRC HOOKFILE...          do all hooks apply to SRC?
     integrate.py apply SRC DEST HOOKFILE...     make DEST, a copy of SRC, so
+    integrate.py changed OLD NEW HOOKFILE...    what differs around the hooks?
 
 A hook file is a list of stanzas, separated by blank lines.  '#' starts a
 comment line.  A stanza either changes a file of QEMU's:
@@ -26,8 +27,11 @@ replaces the anchor itself; 'end' inserts at the end of the scope.
 
 Every scope and anchor must match exactly once in SRC.  If one does not,
 nothing is written and every hook that fails is named.  So a hook file is for
-one version of QEMU: where another one differs, the hook is changed.
+one version of QEMU: where another one differs, the hook is changed.  'changed'
+shows the scopes of hooks that differ in OLD and NEW, for one can apply as it
+is and mean something else.
 """
+import difflib
 import json
 import os
 import re
@@ -159,11 +163,17 @@ def find_scope(text, kind, name, lo, hi):
     return start.end(), end.start()
 
 
-def locate(text, hook):
-    """(start, end, new): the edit that @hook makes in @text."""
+def enclosing(text, hook):
+    """(start, end) of where @hook searches."""
     lo, hi = 0, len(text)
     for kind, name in hook.scopes:
         lo, hi = find_scope(text, kind, name, lo, hi)
+    return lo, hi
+
+
+def locate(text, hook):
+    """(start, end, new): the edit that @hook makes in @text."""
+    lo, hi = enclosing(text, hook)
     lines = '\n'.join(hook.text)
     if hook.place == 'end':
         return hi, hi, lines + '\n'
@@ -269,19 +279,48 @@ def apply(src, dest, hooks):
     return wrote
 
 
+def around(tree, hook):
+    """The lines in which @hook searches, or why there are none."""
+    text = read(os.path.join(tree, hook.file))
+    if text is None:
+        return ['no such file']
+    try:
+        lo, hi = enclosing(text, hook)
+        if hook.scopes[-1][0] == 'from':    # which has no end of its own
+            hi = locate(text, hook)[1]
+    except HookError as e:
+        return [str(e)]
+    return text[lo:hi].splitlines()
+
+
+def changed(old, new, hooks):
+    """Differences between two trees in the scopes of @hooks."""
+    scopes = {}
+    for hook in hooks:
+        if hook.scopes:
+            scopes.setdefault((hook.file, *hook.scopes), hook)
+    for hook in scopes.values():
+        names = [f'{tree}/{hook.file}: {" ".join(hook.scopes[-1])}'
+                 for tree in (old, new)]
+        yield from difflib.unified_diff(around(old, hook), around(new, hook),
+                                        *names, n=5, lineterm='')
+
+
 def main(argv):
     """Returns the exit status."""
-    usage = len(argv) < 3 or argv[0] not in ('check', 'apply')
-    if usage or (argv[0] == 'apply' and len(argv) < 4):
+    trees = {'check': 1, 'apply': 2, 'changed': 2}.get(argv[0] if argv else '')
+    if not trees or len(argv) < trees + 2:
         print(__doc__, file=sys.stderr)
         return 2
-    paths = argv[2:] if argv[0] == 'check' else argv[3:]
+    paths = argv[trees + 1:]
     try:
         hooks = [hook for path in paths for hook in parse(path)]
         if argv[0] == 'check':
             texts, links = plan(argv[1], hooks)
             print(f'{len(hooks)} hooks in {len(paths)} hook files apply to '
                   f'{argv[1]}: {len(texts)} files, {len(links)} links')
+        elif argv[0] == 'changed':
+            print(*changed(argv[1], argv[2], hooks), sep='\n')
         else:
             print(f'{apply(argv[1], argv[2], hooks)} files written')
     except (HookError, OSError) as e:

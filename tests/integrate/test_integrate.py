@@ -284,6 +284,46 @@ class Rerun(Tree):
         self.assertFalse(os.path.lexists(os.path.join(self.dest, 'sub/new.h')))
 
 
+class Changed(Tree):
+    """What differs around hooks, in src and dest."""
+
+    def changed(self, text):
+        return list(integrate.changed(self.dest, self.src, self.hooks(text)))
+
+    def test_the_scope_of_a_hook_that_still_applies(self):
+        self.write(self.src, 'a.c', SOURCE.replace('lock();', 'lock2();', 1))
+        lines = self.changed('file a.c\nin function first\nend\n| z\n')
+        self.assertIn('-        lock();', lines)
+        self.assertIn('+        lock2();', lines)
+        self.assertIn(f'+++ {self.src}/a.c: function first', lines)
+
+    def test_nothing_else(self):
+        self.write(self.src, 'a.c', SOURCE.replace('lock();', 'lock2();', 1))
+        self.assertEqual(self.changed(
+            'file a.c\nin function second\nend\n| z\n\n'
+            'file a.c\nafter #include "a.h"\n| z\n\nlink x\n'), [])
+
+    def test_a_scope_is_shown_once(self):
+        self.write(self.src, 'a.c', SOURCE.replace('lock();', 'lock2();', 1))
+        lines = self.changed('file a.c\nin function first\nend\n| z\n\n'
+                             'file a.c\nin function first\nend\n| y\n')
+        self.assertEqual(lines.count('+        lock2();'), 1)
+
+    def test_from_reaches_to_the_anchor(self):
+        self.write(self.src, 'a.c', SOURCE.replace('return 0;', 'return 1;'))
+        hook = 'file a.c\nfrom int second(int x,\nafter {}\n| z\n'
+        self.assertEqual(self.changed(hook.format('unlock();')), [])
+        self.assertTrue(self.changed(hook.format('return')))
+
+    def test_what_is_gone(self):
+        self.write(self.src, 'a.c', SOURCE.replace('second', 'third'))
+        lines = self.changed('file a.c\nin function second\nend\n| z\n')
+        self.assertIn('+function second: 0 matches, need exactly 1', lines)
+        os.unlink(os.path.join(self.src, 'a.c'))
+        lines = self.changed('file a.c\nin function second\nend\n| z\n')
+        self.assertIn('+no such file', lines)
+
+
 class CommandLine(Tree):
     """The program."""
 
@@ -313,9 +353,18 @@ class CommandLine(Tree):
         self.assertEqual(done.returncode, 1)
         self.assertNotIn('Traceback', done.stderr)
 
+    def test_changed(self):
+        self.hooks('file a.c\nin function first\nend\n| z\n')
+        self.write(self.src, 'a.c', SOURCE.replace('lock();', 'lock2();', 1))
+        done = self.run_tool('changed', self.dest, self.src, self.hook_file)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn('+        lock2();', done.stdout)
+
     def test_usage(self):
         self.assertEqual(self.run_tool().returncode, 2)
         self.assertEqual(self.run_tool('apply', 'x', 'y').returncode, 2)
+        self.assertEqual(self.run_tool('changed', 'x', 'y').returncode, 2)
+        self.assertEqual(self.run_tool('list', 'x', 'y').returncode, 2)
 
 
 if __name__ == '__main__':
