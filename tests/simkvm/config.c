@@ -20,6 +20,7 @@ SimConfig sim_config = {
 
 typedef struct Fault {
     char *call;
+    uint64_t vm;                /* calls before this one's creation: no */
     uint64_t at;                /* the first call to fail, from 1 */
     uint64_t times;
     uint64_t every;             /* and again after so many; UINT64_MAX: no */
@@ -130,14 +131,23 @@ static const char *const fault_calls[] = {
     "TDX_INIT_VCPU", "TDX_INIT_VM", "fallocate", "mmap", NULL
 };
 
+/* What fails before it is looked at: sim_fault_ioctl(). */
+static const char *const fault_ioctls[] = {
+    "KVM_CREATE_IRQCHIP", "KVM_CREATE_VCPU", "KVM_CREATE_VM",
+    "KVM_ENABLE_CAP", "KVM_SET_CPUID2", "KVM_SET_IDENTITY_MAP_ADDR",
+    "KVM_SET_TSS_ADDR", NULL
+};
+
 static void add_fault(GPtrArray *words)
 {
+    const char *vm = sim_option(words, "vm");
     const char *at = sim_option(words, "at");
     const char *times = sim_option(words, "times");
     const char *every = sim_option(words, "every");
     const char *error = sim_option(words, "errno");
     const char *offset = sim_option(words, "offset");
     Fault fault = {
+        .vm = vm ? sim_number(vm) : 0,
         .at = at ? sim_number(at) : 1,
         .times = times ? sim_number(times) : 1,
         .every = every ? sim_number(every) : UINT64_MAX,
@@ -145,10 +155,11 @@ static void add_fault(GPtrArray *words)
     };
 
     if (words->len != 1 || !error || !fault.every) {
-        sim_mistake("fault CALL errno=NAME [at=N] [times=N|forever] "
+        sim_mistake("fault CALL errno=NAME [vm=N] [at=N] [times=N|forever] "
                     "[every=N] [offset=BYTES]");
     }
-    if (!g_strv_contains(fault_calls, g_ptr_array_index(words, 0))) {
+    if (!g_strv_contains(fault_calls, g_ptr_array_index(words, 0)) &&
+        !g_strv_contains(fault_ioctls, g_ptr_array_index(words, 0))) {
         sim_mistake("no call named '%s' can be made to fail",
                     (char *)g_ptr_array_index(words, 0));
     }
@@ -157,18 +168,16 @@ static void add_fault(GPtrArray *words)
     g_array_append_val(faults, fault);
 }
 
-int sim_fault(const char *call, uint64_t *error_offset)
+static int planned(const char *call, uint64_t *error_offset)
 {
     int ret = 0;
     guint i;
-
-    g_assert(g_strv_contains(fault_calls, call));
 
     pthread_mutex_lock(&lock);
     for (i = 0; i < faults->len; i++) {
         Fault *f = &g_array_index(faults, Fault, i);
 
-        if (strcmp(f->call, call)) {
+        if (strcmp(f->call, call) || sim_counted(SIM_VMS) < f->vm) {
             continue;
         }
         f->seen++;
@@ -185,6 +194,17 @@ int sim_fault(const char *call, uint64_t *error_offset)
         sim_count(SIM_FAULTS_INJECTED, 1);
     }
     return ret;
+}
+
+int sim_fault(const char *call, uint64_t *error_offset)
+{
+    g_assert(g_strv_contains(fault_calls, call));
+    return planned(call, error_offset);
+}
+
+int sim_fault_ioctl(const char *call)
+{
+    return g_strv_contains(fault_ioctls, call) ? planned(call, NULL) : 0;
 }
 
 void sim_pin(const SimPin *pin)

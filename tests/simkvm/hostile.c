@@ -62,7 +62,8 @@ struct SimHostile {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-/* Made once, by the first vCPU that comes: the guest plugs nothing in. */
+/* Made once for a VM, by the first vCPU that comes: nothing is plugged in. */
+static uint64_t vm_number;      /* that VM's */
 static GArray *areas;           /* Area, by gpa */
 static GArray *edges;           /* uint64_t, gpa */
 static GArray *files;           /* File */
@@ -123,14 +124,40 @@ static void add_area(const SimSlot *slot)
     }
 }
 
+/* Forget another VM: its files may be gone. */
+static void begin_anew(void)
+{
+    guint i;
+
+    if (!areas) {
+        areas = g_array_new(FALSE, FALSE, sizeof(Area));
+        edges = g_array_new(FALSE, FALSE, sizeof(uint64_t));
+        files = g_array_new(FALSE, FALSE, sizeof(File));
+        generators = g_ptr_array_new();
+    }
+    for (i = 0; i < files->len; i++) {
+        g_free(g_array_index(files, File, i).pages);
+    }
+    for (i = 0; i < generators->len; i++) {
+        SimHostile *h = g_ptr_array_index(generators, i);
+
+        g_array_set_size(h->done, 0);
+    }
+    g_array_set_size(areas, 0);
+    g_array_set_size(edges, 0);
+    g_array_set_size(files, 0);
+}
+
+/* With the lock held. */
 static void find_areas(SimVm *vm)
 {
     guint i;
 
-    areas = g_array_new(FALSE, FALSE, sizeof(Area));
-    edges = g_array_new(FALSE, FALSE, sizeof(uint64_t));
-    files = g_array_new(FALSE, FALSE, sizeof(File));
-    generators = g_ptr_array_new();
+    if (vm_number == vm->number) {
+        return;
+    }
+    vm_number = vm->number;
+    begin_anew();
     pthread_mutex_lock(&vm->lock);
     for (i = 0; i < vm->slots->len; i++) {
         SimSlot *slot = g_ptr_array_index(vm->slots, i);
@@ -170,12 +197,18 @@ SimHostile *sim_hostile_new(SimVcpu *vcpu, uint64_t seed)
     h->random = (seed + 1) * 0x9e3779b97f4a7c15ULL + vcpu->id;
     h->done = g_array_new(FALSE, FALSE, sizeof(SimRequest));
     pthread_mutex_lock(&lock);
-    if (!areas) {
-        find_areas(vcpu->vm);
-    }
+    find_areas(vcpu->vm);
     g_ptr_array_add(generators, h);
     pthread_mutex_unlock(&lock);
     return h;
+}
+
+void sim_hostile_go_on(SimHostile *h, SimVcpu *vcpu)
+{
+    pthread_mutex_lock(&lock);
+    h->vcpu = vcpu;
+    find_areas(vcpu->vm);
+    pthread_mutex_unlock(&lock);
 }
 
 /* --- requests --- */

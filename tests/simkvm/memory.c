@@ -58,6 +58,30 @@ uint64_t sim_gmem_flags(const SimVm *vm)
     }
 }
 
+static uint64_t gmem_allocated(SimGmem *gmem)
+{
+    struct stat st;
+
+    if (sim_config.kvm) {
+        return sim_real_allocated(gmem->fd);
+    }
+    return sim_real_fstat(gmem->fd, &st) ? 0 : st.st_blocks * 512;
+}
+
+/* Bytes in the files of all VMs. */
+static uint64_t all_allocated(void)
+{
+    uint64_t bytes = 0;
+    guint i;
+
+    pthread_mutex_lock(&gmems_lock);
+    for (i = 0; gmems && i < gmems->len; i++) {
+        bytes += gmem_allocated(g_ptr_array_index(gmems, i));
+    }
+    pthread_mutex_unlock(&gmems_lock);
+    return bytes;
+}
+
 static void gmem_closed(void *object)
 {
     sim_gmem_unref(object);
@@ -132,6 +156,9 @@ int sim_gmem_create(SimVm *vm, struct kvm_create_guest_memfd *args)
     pthread_mutex_lock(&vm->lock);
     g_ptr_array_add(vm->gmems, gmem);
     pthread_mutex_unlock(&vm->lock);
+    sim_count(SIM_GMEMS_ALIVE, 1);
+    /* Another VM's may be there still. */
+    sim_report_memory(all_allocated(), 0);
     return sim_file_add(fd, SIM_GMEM, gmem, gmem_closed);
 }
 
@@ -171,6 +198,7 @@ void sim_gmem_unref(SimGmem *gmem)
     g_array_free(gmem->mappings, TRUE);
     pthread_mutex_destroy(&gmem->lock);
     g_free(gmem);
+    sim_count(SIM_GMEMS_ALIVE, -1);
     sim_vm_unref(vm);
 }
 
@@ -832,6 +860,22 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
     return 0;
 }
 
+/* No kernel minds, but the guest would have memory of a VM that is gone. */
+static void check_plain(SimVm *vm,
+                        const struct kvm_userspace_memory_region2 *r)
+{
+    uint64_t offset;
+    SimGmem *gmem = sim_gmem_at((void *)(uintptr_t)r->userspace_addr, &offset);
+
+    if (gmem && gmem->vm != vm) {
+        sim_violation("memslot 0x%x: at 0x%" PRIx64 " is a guest_memfd of "
+                      "another VM", r->slot, (uint64_t)r->userspace_addr);
+    }
+    if (gmem) {
+        sim_gmem_unref(gmem);
+    }
+}
+
 static bool slot_overlaps(SimVm *vm,
                           const struct kvm_userspace_memory_region2 *r)
 {
@@ -917,6 +961,8 @@ int sim_set_region(SimVm *vm, const struct kvm_userspace_memory_region2 *r)
     }
     if (r->memory_size && r->flags & KVM_MEM_GUEST_MEMFD) {
         gmem = sim_file_get(r->guest_memfd, SIM_GMEM, &file);
+    } else if (sim_config.strict && r->memory_size) {
+        check_plain(vm, r);
     }
     pthread_mutex_lock(&vm->lock);
     ret = set_region(vm, r, gmem);
@@ -1102,16 +1148,6 @@ int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
 
 /* --- how much memory there is --- */
 
-static uint64_t gmem_allocated(SimGmem *gmem)
-{
-    struct stat st;
-
-    if (sim_config.kvm) {
-        return sim_real_allocated(gmem->fd);
-    }
-    return sim_real_fstat(gmem->fd, &st) ? 0 : st.st_blocks * 512;
-}
-
 /* Is a range of addresses, as /proc has it, in a slot's own memory? */
 static bool in_other_memory(SimVm *vm, uint64_t start, uint64_t end)
 {
@@ -1130,17 +1166,13 @@ static bool in_other_memory(SimVm *vm, uint64_t start, uint64_t end)
 
 void sim_vm_sample_memory(SimVm *vm)
 {
-    uint64_t gmem = 0, other = 0;
+    uint64_t other = 0;
     bool counts = false;
     char line[512];
     FILE *smaps;
-    guint i;
 
     smaps = fopen("/proc/self/smaps", "r");
     pthread_mutex_lock(&vm->lock);
-    for (i = 0; i < vm->gmems->len; i++) {
-        gmem += gmem_allocated(g_ptr_array_index(vm->gmems, i));
-    }
     while (smaps && fgets(line, sizeof(line), smaps)) {
         uint64_t start, end, kib;
 
@@ -1156,7 +1188,7 @@ void sim_vm_sample_memory(SimVm *vm)
     if (smaps) {
         fclose(smaps);
     }
-    sim_report_memory(gmem, other);
+    sim_report_memory(all_allocated(), other);
 }
 
 void sim_sample_memory(void)

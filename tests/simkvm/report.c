@@ -25,14 +25,24 @@ static const char *const count_names[SIM_COUNTS] = {
     [SIM_FAULTS_INJECTED] = "faults-injected",
     [SIM_PINS_MET] = "pins-met",
     [SIM_EXITS] = "exits",
+    [SIM_VMS] = "vms",
+    [SIM_VMS_ALIVE] = "vms-alive",
+    [SIM_VCPUS_ALIVE] = "vcpus-alive",
+    [SIM_GMEMS_ALIVE] = "guest-memfds-alive",
 };
 static uint64_t peak_gmem, peak_other, peak_total;
-static char *launch;                    /* JSON */
+/* Of the VMs that were launched, in their order. */
+typedef struct Launch {
+    uint64_t vm;
+    char *json;
+} Launch;
+
+static GArray *launches;                /* Launch */
 static char *violation;
 
-void sim_count(SimCount what, uint64_t n)
+uint64_t sim_count(SimCount what, uint64_t n)
 {
-    __atomic_fetch_add(&counts[what], n, __ATOMIC_RELAXED);
+    return __atomic_add_fetch(&counts[what], n, __ATOMIC_RELAXED);
 }
 
 uint64_t sim_counted(SimCount what)
@@ -108,12 +118,40 @@ void sim_report_memory(uint64_t gmem, uint64_t other)
     pthread_mutex_unlock(&lock);
 }
 
-void sim_report_launch(const char *json)
+void sim_report_launch(uint64_t vm, const char *json)
 {
+    Launch new = { vm, g_strdup(json) };
+    guint i;
+
     pthread_mutex_lock(&lock);
-    g_free(launch);
-    launch = g_strdup(json);
+    if (!launches) {
+        launches = g_array_new(FALSE, FALSE, sizeof(Launch));
+    }
+    for (i = 0; i < launches->len; i++) {
+        Launch *launch = &g_array_index(launches, Launch, i);
+
+        if (launch->vm == vm) {
+            g_free(launch->json);
+            g_array_remove_index(launches, i);
+            break;
+        }
+    }
+    g_array_insert_val(launches, i, new);
     pthread_mutex_unlock(&lock);
+}
+
+/* That of the last VM, and then all of them. */
+static void write_launches(FILE *f)
+{
+    guint i, n = launches ? launches->len : 0;
+
+    fprintf(f, " \"launch\": %s,\n \"launches\": [",
+            n ? g_array_index(launches, Launch, n - 1).json : "null");
+    for (i = 0; i < n; i++) {
+        fprintf(f, "%s%s", i ? ",\n  " : "",
+                g_array_index(launches, Launch, i).json);
+    }
+    fputs("],\n", f);
 }
 
 void sim_report_write(void)
@@ -138,7 +176,7 @@ void sim_report_write(void)
     }
     fprintf(f, " \"peak\": {\"guest-memfd\": %" PRIu64 ", \"other\": %" PRIu64
             ", \"total\": %" PRIu64 "},\n", peak_gmem, peak_other, peak_total);
-    fprintf(f, " \"launch\": %s,\n", launch ? launch : "null");
+    write_launches(f);
     fprintf(f, " \"violation\": %s,\n", violation ? violation : "null");
     fputs(" \"calls\": {", f);
     if (calls) {

@@ -21,7 +21,7 @@
 typedef enum Verb {
     MAP_GPA, FAULT, READ, WRITE, FILL, CHECK, IN, OUT, PRINT, BARRIER, REPEAT,
     END, HALT, SHUTDOWN, RANDOM, STATE, MMIO_READ, MMIO_WRITE, RUN_ERROR,
-    PIN, HOSTILE,
+    PIN, HOSTILE, NEW_VM,
 } Verb;
 
 typedef struct Op {
@@ -40,6 +40,7 @@ struct SimScript {
     GArray *ops;                /* Op, for this vCPU; not its own */
     guint at;                   /* the next one */
     bool left;                  /* the one before has left to the emulator */
+    uint64_t vm;                /* that NEW_VM, or its begin, found last */
     uint64_t step;              /* within an op that leaves several times */
     uint64_t faults;            /* memory faults for the same page */
     struct {
@@ -58,6 +59,9 @@ struct SimScript {
 };
 
 static GHashTable *scripts;             /* vCPU, or -1 -> GArray of Op */
+
+static pthread_mutex_t left_lock = PTHREAD_MUTEX_INITIALIZER;
+static GHashTable *left;                /* vCPU -> SimScript of one gone */
 
 /* --- parsing --- */
 
@@ -123,6 +127,7 @@ static const struct {
     { "random", RANDOM, "random SEED COUNT GPA PAGES", 4 },
     { "state", STATE, "state GPA PAGES private|shared", 3 },
     { "hostile", HOSTILE, "hostile SEED REQUESTS BATCHES", 3 },
+    { "new-vm", NEW_VM, "new-vm", 0 },
 };
 
 /* Takes the fourth word out if it is @flag. */
@@ -222,29 +227,88 @@ void sim_script_add(int id, const char *verb, GPtrArray *words)
     g_array_append_val(ops, op);
 }
 
-static SimScript *script_of(SimVcpu *vcpu)
+static SimScript *script_new(const SimVcpu *vcpu)
 {
-    if (!vcpu->script) {
-        SimScript *s = g_new0(SimScript, 1);
+    SimScript *s = g_new0(SimScript, 1);
+    int id = vcpu->id;
 
-        s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        g_assert(s->wake >= 0);
-        if (scripts) {
-            s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(vcpu->id));
-            if (!s->ops) {
-                s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(-1));
-            }
+    s->vm = vcpu->vm->number;
+    s->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    g_assert(s->wake >= 0);
+    if (scripts) {
+        s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(id));
+        if (!s->ops) {
+            s->ops = g_hash_table_lookup(scripts, GINT_TO_POINTER(-1));
         }
-        vcpu->script = s;
     }
-    return vcpu->script;
+    return s;
 }
 
-void sim_script_free(SimScript *script)
+/*
+ * Go on with what another vCPU has left.  What that had asked the emulator
+ * for will not be answered any more, so it counts as done; but an access that
+ * waits for pages to be in some state is made anew.
+ */
+static void script_go_on(SimScript *s, SimVcpu *vcpu)
 {
-    if (script) {
-        sim_real_close(script->wake);
-        g_free(script);
+    const Op *op = s->left ? &g_array_index(s->ops, Op, s->at) : NULL;
+
+    if (s->hostile) {
+        sim_hostile_go_on(s->hostile, vcpu);
+    }
+    s->faults = 0;
+    s->left = false;
+    if (!op || op->verb == RANDOM || op->verb == HOSTILE ||
+        (op->verb == FAULT && !op->times)) {
+        return;
+    }
+    if (op->verb == PRINT || op->verb == FAULT || op->verb == RUN_ERROR) {
+        s->step++;
+    } else {
+        s->at++;
+        s->step = 0;
+    }
+}
+
+static SimScript *script_of(SimVcpu *vcpu)
+{
+    SimScript *s = __atomic_load_n(&vcpu->script, __ATOMIC_ACQUIRE);
+
+    if (s) {
+        return s;
+    }
+    pthread_mutex_lock(&left_lock);
+    s = left ? g_hash_table_lookup(left, GINT_TO_POINTER(vcpu->id)) : NULL;
+    if (s) {
+        g_hash_table_remove(left, GINT_TO_POINTER(vcpu->id));
+    }
+    pthread_mutex_unlock(&left_lock);
+    if (s) {
+        script_go_on(s, vcpu);
+    } else {
+        s = script_new(vcpu);
+    }
+    __atomic_store_n(&vcpu->script, s, __ATOMIC_RELEASE);
+    return s;
+}
+
+void sim_script_leave(SimVcpu *vcpu)
+{
+    SimScript *old;
+
+    if (!vcpu->script) {
+        return;
+    }
+    pthread_mutex_lock(&left_lock);
+    if (!left) {
+        left = g_hash_table_new(NULL, NULL);
+    }
+    old = g_hash_table_lookup(left, GINT_TO_POINTER(vcpu->id));
+    g_hash_table_insert(left, GINT_TO_POINTER(vcpu->id), vcpu->script);
+    pthread_mutex_unlock(&left_lock);
+    if (old) {
+        sim_real_close(old->wake);
+        g_free(old);
     }
 }
 
@@ -531,6 +595,18 @@ static int run_error(SimVcpu *vcpu, const Op *op, bool back)
            : leave_error(vcpu, op->error);
 }
 
+/* Another VM has taken the place of the one that this was seen in last. */
+static int run_new_vm(SimVcpu *vcpu)
+{
+    SimScript *s = vcpu->script;
+
+    if (s->vm == vcpu->vm->number) {
+        return wait_for_signal(vcpu, -1);
+    }
+    s->vm = vcpu->vm->number;
+    return SIM_PASS;
+}
+
 /* On the debug console, a byte an exit. */
 static int run_print(SimVcpu *vcpu, const Op *op, bool back)
 {
@@ -569,8 +645,13 @@ static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
             open = arrived;
             for (i = 0; i < vcpus->len; i++) {
                 SimVcpu *other = g_ptr_array_index(vcpus, i);
+                SimScript *its = __atomic_load_n(&other->script,
+                                                 __ATOMIC_ACQUIRE);
 
-                eventfd_write(other->script->wake, 1);
+                /* One of a new VM that has not run yet will look first. */
+                if (its) {
+                    eventfd_write(its->wake, 1);
+                }
             }
         }
     }
@@ -794,6 +875,8 @@ static int run_op(SimVcpu *vcpu, const Op *op, bool back)
     case SHUTDOWN:
         return back ? SIM_PASS
                : leave(vcpu, KVM_EXIT_SHUTDOWN, "KVM_EXIT_SHUTDOWN");
+    case NEW_VM:
+        return run_new_vm(vcpu);
     case HALT:
         return wait_for_signal(vcpu, -1);
     default:

@@ -68,6 +68,8 @@ extern SimConfig sim_config;
  * @error_offset: set if the plan gives one; or NULL
  */
 int sim_fault(const char *call, uint64_t *error_offset);
+/* The same for any ioctl; 0 if it is none that only fails by plan. */
+int sim_fault_ioctl(const char *call);
 
 /* Read the file that SIMKVM names; a mistake in it ends the program. */
 void sim_config_load(void);
@@ -117,16 +119,24 @@ typedef enum SimCount {
     SIM_FAULTS_INJECTED,
     SIM_PINS_MET,               /* conversions that a pin made fail */
     SIM_EXITS,
+    SIM_VMS,                    /* that were created */
+    SIM_VMS_ALIVE,              /* that something refers to, and so on */
+    SIM_VCPUS_ALIVE,
+    SIM_GMEMS_ALIVE,
     SIM_COUNTS
 } SimCount;
 
-void sim_count(SimCount what, uint64_t n);
+/* Returns what it is now. */
+uint64_t sim_count(SimCount what, uint64_t n);
 uint64_t sim_counted(SimCount what);
 
 /* Bytes allocated now: in guest_memfd, and in the other memory of slots. */
 void sim_report_memory(uint64_t gmem, uint64_t other);
-/* What the report says of the launch, a JSON value; replaces what it said. */
-void sim_report_launch(const char *json);
+/*
+ * What the report says of a VM's launch, a JSON value; replaces what it said.
+ * @vm: the n-th of the process
+ */
+void sim_report_launch(uint64_t vm, const char *json);
 /* Write the report now. */
 void sim_report_write(void);
 
@@ -331,6 +341,7 @@ typedef enum SimLaunch {
 } SimLaunch;
 
 struct SimVm {
+    uint64_t number;            /* the n-th of the process, from 1 */
     int real;                   /* in kvm mode: the real VM, our descriptor */
     void *real_slots;           /* real.c's own */
     int refs;                   /* atomic: descriptors, vCPUs, files */
@@ -444,7 +455,11 @@ extern const uint32_t sim_nr_msrs;
 void sim_script_add(int id, const char *verb, GPtrArray *words);
 /* KVM_RUN in scripted mode. */
 int sim_script_run(SimVcpu *vcpu);
-void sim_script_free(SimScript *script);
+/*
+ * The vCPU is gone, but not its script: the next vCPU of that number, of
+ * whichever VM, goes on in it.
+ */
+void sim_script_leave(SimVcpu *vcpu);
 
 /* The next number of a sequence, 0 to @below - 1.  *@state is not 0. */
 uint64_t sim_draw(uint64_t *state, uint64_t below);
@@ -474,6 +489,11 @@ typedef struct SimRequest {
 
 /* A vCPU that asks for all kinds of things, the same for the same @seed. */
 SimHostile *sim_hostile_new(SimVcpu *vcpu, uint64_t seed);
+/*
+ * Another vCPU goes on.  If it is one of another VM, all that was asked for so
+ * far is forgotten, and the reference begins with the pages of that VM.
+ */
+void sim_hostile_go_on(SimHostile *h, SimVcpu *vcpu);
 /* The next one, which begins now. */
 const SimRequest *sim_hostile_draw(SimHostile *h);
 /* It has ended.  A wrong answer is a violation. */

@@ -90,7 +90,7 @@ static void report_launch(SimVm *vm)
                            vm->launch == SIM_LAUNCH_FINISHED ? "true"
                            : "false", hex, vm->launch_pages,
                            vm->measured_pages);
-    sim_report_launch(json);
+    sim_report_launch(vm->number, json);
 }
 
 /* --- a VM --- */

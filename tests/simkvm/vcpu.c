@@ -133,7 +133,8 @@ static void vcpu_closed(void *object)
     pthread_mutex_lock(&vm->lock);
     g_ptr_array_remove(vm->vcpus, vcpu);
     pthread_mutex_unlock(&vm->lock);
-    sim_script_free(vcpu->script);
+    sim_script_leave(vcpu);
+    sim_count(SIM_VCPUS_ALIVE, -1);
     sim_real_free_vcpu(vcpu);
     sim_real_munmap(vcpu->run, VCPU_PAGES * SIM_PAGE);
     g_hash_table_destroy(vcpu->kept);
@@ -169,6 +170,7 @@ int sim_vcpu_create(SimVm *vm, int id)
     vcpu->msrs = g_hash_table_new_full(g_int_hash, g_int_equal, g_free,
                                        g_free);
     reset_state(vcpu);
+    sim_count(SIM_VCPUS_ALIVE, 1);
     pthread_mutex_lock(&vm->lock);
     g_ptr_array_add(vm->vcpus, vcpu);
     pthread_mutex_unlock(&vm->lock);
@@ -395,7 +397,7 @@ static int scripted_ioctl(SimVcpu *vcpu, unsigned long request, void *arg,
         return set_msrs(vcpu, arg);
     case (uint32_t)KVM_SET_CPUID2:
         *name = "KVM_SET_CPUID2";
-        return set_cpuid(vcpu, arg);
+        return sim_fault_ioctl(*name) ?: set_cpuid(vcpu, arg);
     case (uint32_t)KVM_GET_CPUID2:
         *name = "KVM_GET_CPUID2";
         return get_cpuid(vcpu, arg);

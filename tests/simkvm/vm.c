@@ -311,6 +311,8 @@ static int create_vm(void *object, void *arg)
     }
     vm->refs = 1;
     vm->type = type;
+    vm->number = sim_count(SIM_VMS, 1);
+    sim_count(SIM_VMS_ALIVE, 1);
     pthread_mutex_init(&vm->lock, NULL);
     vm->slots = g_ptr_array_new_with_free_func((GDestroyNotify)sim_slot_free);
     vm->gmems = g_ptr_array_new();
@@ -318,6 +320,7 @@ static int create_vm(void *object, void *arg)
     vm->ioeventfds = g_array_new(FALSE, FALSE, sizeof(struct kvm_ioeventfd));
     vm->kept = sim_kept_new();
     sim_bitmap_init(&vm->private, 1ULL << (GPA_BITS - SIM_PAGE_SHIFT));
+    sim_detail("\"type\": %zu, \"vm\": %" PRIu64, (size_t)type, vm->number);
     return sim_file_add(fd, SIM_VM, vm, vm_closed);
 }
 
@@ -366,6 +369,7 @@ void sim_vm_unref(SimVm *vm)
     }
     pthread_mutex_destroy(&vm->lock);
     g_free(vm);
+    sim_count(SIM_VMS_ALIVE, -1);
 }
 
 static int vm_check_extension(void *object, void *arg)
@@ -398,8 +402,9 @@ static int set_region2(void *object, void *arg)
 {
     const struct kvm_userspace_memory_region2 *r = arg;
 
-    sim_detail("\"slot\": %u, \"flags\": %u, \"gpa\": %" PRIu64 ", \"size\": %"
-               PRIu64 ", \"offset\": %" PRIu64, r->slot, r->flags,
+    sim_detail("\"vm\": %" PRIu64 ", \"slot\": %u, \"flags\": %u, \"gpa\": %"
+               PRIu64 ", \"size\": %" PRIu64 ", \"offset\": %" PRIu64,
+               ((SimVm *)object)->number, r->slot, r->flags,
                (uint64_t)r->guest_phys_addr, (uint64_t)r->memory_size,
                r->flags & KVM_MEM_GUEST_MEMFD
                ? (uint64_t)r->guest_memfd_offset : 0);
@@ -428,8 +433,9 @@ static int create_guest_memfd(void *object, void *arg)
 {
     struct kvm_create_guest_memfd *args = arg;
 
-    sim_detail("\"size\": %" PRIu64 ", \"flags\": %" PRIu64,
-               (uint64_t)args->size, (uint64_t)args->flags);
+    sim_detail("\"size\": %" PRIu64 ", \"flags\": %" PRIu64 ", \"vm\": %"
+               PRIu64, (uint64_t)args->size, (uint64_t)args->flags,
+               ((SimVm *)object)->number);
     return sim_gmem_create(object, args);
 }
 
@@ -764,7 +770,7 @@ int sim_ioctl(SimKind kind, void *object, int fd, unsigned long request,
 
     call = find(kind, request);
     if (call && (call->where == BOTH || !sim_config.kvm)) {
-        ret = answer(call, object, arg);
+        ret = sim_fault_ioctl(call->name) ?: answer(call, object, arg);
         if (ret == SIM_PASS) {
             ret = sim_real_ioctl(fd, request, arg);
         }
