@@ -7,6 +7,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "monitor/monitor.h"
 #include <sys/mman.h>
 #include "qemu/aio.h"
 #include "hw/core/cpu.h"
@@ -112,14 +113,19 @@ int kvm_on_sigbus(int code, void *addr)
     return 0;
 }
 
-int error_vprintf(const char *fmt, va_list ap)
+int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 {
     return 0;
 }
 
-int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+bool memory_region_is_ram_device(const MemoryRegion *region)
 {
-    return 0;
+    return false;
+}
+
+Monitor *monitor_cur(void)
+{
+    return NULL;
 }
 
 static void on_sigbus(int signal, siginfo_t *info, void *context)

@@ -18,6 +18,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "monitor/monitor.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
@@ -173,7 +174,7 @@ void rust_bql_mock_lock(void)
 
 /* Errors are counted. */
 
-int error_vprintf(const char *fmt, va_list ap)
+int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 {
     g_autofree char *text = g_strdup_vprintf(fmt, ap);
 
@@ -181,9 +182,9 @@ int error_vprintf(const char *fmt, va_list ap)
     return strlen(text);
 }
 
-int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+Monitor *monitor_cur(void)
 {
-    return error_vprintf(fmt, ap);
+    return NULL;
 }
 
 static void G_GNUC_PRINTF(1, 2) event(const char *fmt, ...)
@@ -1583,7 +1584,7 @@ static uint64_t page_in_block(uint64_t gfn, RAMBlock **rb)
     g_assert_not_reached();
 }
 
-FlatView *address_space_get_flatview(AddressSpace *as)
+FlatView *address_space_get_flatview(const AddressSpace *as)
 {
     g_assert_true(as == &address_space_memory);
     qatomic_inc(&views);
