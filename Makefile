@@ -27,8 +27,7 @@ help:
 all: build
 
 configured:
-	@scripts/deps
-	@test -f $(BUILD)/qemu/build.ninja || ./configure --build-dir=$(BUILD)
+	@./configure --build-dir=$(BUILD) --if-needed
 
 build: configured
 	@scripts/build
@@ -62,8 +61,7 @@ check-%: guest
 # has at its end; and the model wants to see who dies of SIGBUS.
 check-asan: export CCACHE_DIR := $(or $(CCACHE_DIR),$(BUILD)/ccache)
 check-asan: configured
-	@test -f $(BUILD)/asan/qemu/build.ninja || \
-	    ./configure --build-dir=$(BUILD)/asan \
+	@./configure --if-needed --build-dir=$(BUILD)/asan \
 	    --qemu-source="$$(cat $(BUILD)/source)" -- --enable-asan --enable-ubsan
 	@BUILD=$(BUILD)/asan scripts/build
 	@export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1; \

@@ -7,12 +7,11 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qom/object_interfaces.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
 
 static bool is_guest_memfd(HostMemoryBackend *backend)
 {
@@ -154,7 +153,7 @@ static void guest_memfd_backend_init(Object *obj)
 }
 
 static void guest_memfd_backend_class_init(ObjectClass *oc,
-                                           QOMClassData *data)
+                                           const void *data)
 {
     MEMORY_BACKEND_CLASS(oc)->alloc = guest_memfd_backend_alloc;
 }

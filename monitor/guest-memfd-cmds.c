@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
 #include "qapi/error.h"
@@ -13,7 +13,8 @@
 #include "qemu/lockable.h"
 #include "qemu/module.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 
 static GuestMemfdHost *describe_host(const GuestMemfdCaps *caps)
 {

@@ -23,3 +23,22 @@ die()
     printf '%s: error: %s\n' "${0##*/}" "$*" >&2
     exit 1
 }
+
+# mirror: the Debian archive that apt on this machine is configured with, or
+# the one that DEBIAN_MIRROR names.  An archive says in its lists what it is;
+# one whose lists are not here yet is told by the usual end of its URL.
+NO_MIRROR='apt is not configured with a Debian archive: set DEBIAN_MIRROR=URL'
+mirror()
+{
+    if [ -n "${DEBIAN_MIRROR-}" ]; then
+        echo "${DEBIAN_MIRROR%/}"
+        return
+    fi
+    {
+        apt-get indextargets --format '$(REPO_URI)' \
+            'Created-By: Packages' 'Origin: Debian' 'Label: Debian'
+        apt-get update --print-uris 2>/dev/null |
+            sed -n "s,^'\(.*/debian/\)dists/.*,\1,p"
+    } | awk '$1 !~ /^cdrom:/ { sub(/\/$/, "", $1); print $1; found = 1; exit }
+             END { exit !found }'
+}

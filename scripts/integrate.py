@@ -4,13 +4,12 @@
 
     integrate.py check SRC HOOKFILE...          do all hooks apply to SRC?
     integrate.py apply SRC DEST HOOKFILE...     make DEST, a copy of SRC, so
+    integrate.py changed OLD NEW HOOKFILE...    what differs around the hooks?
 
 A hook file is a list of stanzas, separated by blank lines.  '#' starts a
 comment line.  A stanza either changes a file of QEMU's:
 
-    file accel/kvm/kvm-all.c        the first of several names that exists
-    since 10.1                      only for this version of QEMU and later
-    until 10.0                      only for this version and earlier
+    file accel/kvm/kvm-all.c
     in function kvm_region_commit   search there only
     before kvm_slots_unlock();      or: after, replace, end
     | text to insert, a line each
@@ -27,8 +26,12 @@ lines before or after the lines in which the anchor stands; 'replace'
 replaces the anchor itself; 'end' inserts at the end of the scope.
 
 Every scope and anchor must match exactly once in SRC.  If one does not,
-nothing is written and every hook that fails is named.
+nothing is written and every hook that fails is named.  So a hook file is for
+one version of QEMU: where another one differs, the hook is changed.  'changed'
+shows the scopes of hooks that differ in OLD and NEW, for one can apply as it
+is and mean something else.
 """
+import difflib
 import json
 import os
 import re
@@ -48,9 +51,8 @@ class Hook:
 
     def __init__(self, at):
         self.at = at
-        self.files = []
+        self.file = None
         self.links = []
-        self.since = self.until = None
         self.scopes = []
         self.place = self.anchor = None
         self.text = []
@@ -69,12 +71,10 @@ class Hook:
             return
         if not rest:
             raise HookError(f'{word!r} says nothing')
-        if word == 'file' and not self.files:
-            self.files = rest.split()
+        if word == 'file' and not self.file and ' ' not in rest:
+            self.file = rest
         elif word == 'link':
             self.links += rest.split()
-        elif word in ('since', 'until'):
-            setattr(self, word, parse_version(rest))
         elif word == 'in' and rest.split()[0] in SCOPES and ' ' in rest:
             self.scopes.append(tuple(rest.split(None, 1)))
         elif word == 'from':
@@ -88,35 +88,12 @@ class Hook:
 
     def check(self):
         """Is the stanza complete?"""
-        if self.links and (self.files or self.place or self.text):
+        if self.links and (self.file or self.place or self.text):
             raise HookError("'link' stands alone")
-        if not self.links and not (self.files and self.place and self.text):
+        if not self.links and not (self.file and self.place and self.text):
             raise HookError("a hook needs 'file', a place and '|' lines")
         if self.place == 'end' and not self.scopes:
             raise HookError("'end' needs a scope")
-
-    def is_for(self, version):
-        """Does it exist for this version of QEMU?"""
-        return ((self.since is None or version >= self.since) and
-                (self.until is None or version <= self.until))
-
-
-def parse_version(text):
-    """(major, minor) of '10.2' or '10.2.2'."""
-    match = re.match(r'(\d+)\.(\d+)', text)
-    if not match:
-        raise HookError(f'{text!r} is no version')
-    return int(match[1]), int(match[2])
-
-
-def tree_version(src):
-    """The version of the QEMU tree @src."""
-    try:
-        with open(os.path.join(src, 'VERSION'), encoding='utf-8') as f:
-            return parse_version(f.read())
-    except OSError as e:
-        raise HookError(f'{src} is no QEMU source tree: {e.strerror}: '
-                        'VERSION') from e
 
 
 def parse(path):
@@ -186,11 +163,17 @@ def find_scope(text, kind, name, lo, hi):
     return start.end(), end.start()
 
 
-def locate(text, hook):
-    """(start, end, new): the edit that @hook makes in @text."""
+def enclosing(text, hook):
+    """(start, end) of where @hook searches."""
     lo, hi = 0, len(text)
     for kind, name in hook.scopes:
         lo, hi = find_scope(text, kind, name, lo, hi)
+    return lo, hi
+
+
+def locate(text, hook):
+    """(start, end, new): the edit that @hook makes in @text."""
+    lo, hi = enclosing(text, hook)
     lines = '\n'.join(hook.text)
     if hook.place == 'end':
         return hi, hi, lines + '\n'
@@ -220,14 +203,6 @@ def overlapping(edits):
     return any(a[1] > b[0] for a, b in zip(ordered, ordered[1:]))
 
 
-def source_of(src, names):
-    """The first of @names that exists in @src."""
-    for name in names:
-        if os.path.isfile(os.path.join(src, name)):
-            return name
-    raise HookError('no such file: ' + ' or '.join(names))
-
-
 def read(path):
     """Text of a file; None if there is none."""
     try:
@@ -239,24 +214,25 @@ def read(path):
 
 def plan(src, hooks):
     """({file: its new text}, [links]); or HookError that names all faults."""
-    version = tree_version(src)
+    if read(os.path.join(src, 'VERSION')) is None:
+        raise HookError(f'{src} is no QEMU source tree: it has no VERSION')
     texts, edits, links, errors = {}, {}, [], []
     for hook in hooks:
-        if not hook.is_for(version):
-            continue
         if hook.links:
             links += hook.links
             continue
+        name = hook.file
         try:
-            name = source_of(src, hook.files)
             if name not in texts:
                 texts[name] = read(os.path.join(src, name))
+            if texts[name] is None:
+                raise HookError('no such file')
             new = locate(texts[name], hook)
             if overlapping(edits.get(name, []) + [new]):
                 raise HookError('overlaps another hook')
             edits.setdefault(name, []).append(new)
         except HookError as e:
-            errors.append(f'{hook.at}: {" ".join(hook.files)}: {e}')
+            errors.append(f'{hook.at}: {name}: {e}')
     if errors:
         raise HookError('\n'.join(errors) + f'\n{len(errors)} of {len(hooks)} '
                         f'hooks do not apply to {src}; nothing written')
@@ -303,19 +279,48 @@ def apply(src, dest, hooks):
     return wrote
 
 
+def around(tree, hook):
+    """The lines in which @hook searches, or why there are none."""
+    text = read(os.path.join(tree, hook.file))
+    if text is None:
+        return ['no such file']
+    try:
+        lo, hi = enclosing(text, hook)
+        if hook.scopes[-1][0] == 'from':    # which has no end of its own
+            hi = locate(text, hook)[1]
+    except HookError as e:
+        return [str(e)]
+    return text[lo:hi].splitlines()
+
+
+def changed(old, new, hooks):
+    """Differences between two trees in the scopes of @hooks."""
+    scopes = {}
+    for hook in hooks:
+        if hook.scopes:
+            scopes.setdefault((hook.file, *hook.scopes), hook)
+    for hook in scopes.values():
+        names = [f'{tree}/{hook.file}: {" ".join(hook.scopes[-1])}'
+                 for tree in (old, new)]
+        yield from difflib.unified_diff(around(old, hook), around(new, hook),
+                                        *names, n=5, lineterm='')
+
+
 def main(argv):
     """Returns the exit status."""
-    usage = len(argv) < 3 or argv[0] not in ('check', 'apply')
-    if usage or (argv[0] == 'apply' and len(argv) < 4):
+    trees = {'check': 1, 'apply': 2, 'changed': 2}.get(argv[0] if argv else '')
+    if not trees or len(argv) < trees + 2:
         print(__doc__, file=sys.stderr)
         return 2
-    paths = argv[2:] if argv[0] == 'check' else argv[3:]
+    paths = argv[trees + 1:]
     try:
         hooks = [hook for path in paths for hook in parse(path)]
         if argv[0] == 'check':
             texts, links = plan(argv[1], hooks)
-            print(f'{len(hooks)} hooks apply to {argv[1]}: '
-                  f'{len(texts)} files, {len(links)} links')
+            print(f'{len(hooks)} hooks in {len(paths)} hook files apply to '
+                  f'{argv[1]}: {len(texts)} files, {len(links)} links')
+        elif argv[0] == 'changed':
+            print(*changed(argv[1], argv[2], hooks), sep='\n')
         else:
             print(f'{apply(argv[1], argv[2], hooks)} files written')
     except (HookError, OSError) as e:

@@ -16,7 +16,8 @@
  * nobody's: zeros to read, or a sink to write to.  Not a bounce buffer, as
  * where there is no memory: these are few, and QEMU's disk requests that wait
  * for one do not survive a reset of NVMe or AHCI.  Cached regions (rings of
- * virtio) are looked at each time.
+ * virtio) of a block that can be private keep no pointer into it, so each
+ * access to them is translated.
  *
  * Survival.  A page may become private between the check and the access, or
  * while it is mapped for a request that takes long.  The kernel's accesses
@@ -60,9 +61,10 @@
 #include "qemu/units.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
-#include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "system/system.h"
 #include "gmem/trace.h"
 
@@ -149,18 +151,10 @@ MemoryRegion *guest_memfd_shown(MemoryRegion *mr, uint64_t offset,
     return &no_access;
 }
 
-bool guest_memfd_cache_shows(const MemoryRegionCache *cache, uint64_t addr,
-                             uint64_t len)
+bool guest_memfd_cache_is_direct(MemoryRegion *mr, bool is_write)
 {
-    GuestMemfd *gmem = with_hidden_pages(cache->mrs.mr);
-    uint64_t left = len;
-
-    if (!gmem || !len ||
-        (is_shown(gmem, cache->xlat + addr, &left) && left == len)) {
-        return true;
-    }
-    qatomic_inc(&gmem->state.denied);
-    return false;
+    return !with_hidden_pages(mr) &&
+           memory_access_is_direct(mr, is_write, MEMTXATTRS_UNSPECIFIED);
 }
 
 MemoryRegion *guest_memfd_mapped(MemoryRegion *mr, uint64_t *offset,
@@ -264,6 +258,22 @@ static bool cover(GuestMemfd *gmem, uint64_t page)
         s->covered[s->covered_pages++] = page;
         s->touched++;
         s->last_touched = page;
+    }
+    qemu_spin_unlock(&s->access_lock);
+    return ok;
+}
+
+bool guest_memfd_remap(GuestMemfd *gmem)
+{
+    GuestMemfdState *s = &gmem->state;
+    bool ok;
+
+    qemu_spin_lock(&s->access_lock);
+    ok = map_file(gmem, 0, s->pages);
+    if (ok) {
+        qatomic_sub(&all_covered, s->covered_pages);
+        s->covered_pages = 0;
+        s->touched = s->last_touched = s->told = 0;
     }
     qemu_spin_unlock(&s->access_lock);
     return ok;

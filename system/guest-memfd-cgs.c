@@ -7,7 +7,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qemu/bitmap.h"
@@ -15,7 +15,8 @@
 #include "qom/object.h"
 #include "system/confidential-guest-support.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "gmem/trace.h"
 
 /* What gives a host conversion in place. */
@@ -31,6 +32,27 @@ static bool in_place;
 bool guest_memfd_in_place(void)
 {
     return in_place;
+}
+
+/* QEMU takes memory that can be private for private at first. */
+static void separate_block_added(RAMBlockNotifier *n, void *host, size_t size,
+                                 size_t max_size)
+{
+    ram_addr_t offset;
+    RAMBlock *rb = qemu_ram_block_from_host(host, false, &offset);
+
+    if (rb && rb->attributes) {
+        bitmap_set(rb->attributes->bitmap, 0, rb->attributes->bitmap_size);
+    }
+}
+
+static void share_separate_blocks(void)
+{
+    static RAMBlockNotifier notifier = {
+        .ram_block_added = separate_block_added,
+    };
+
+    ram_block_notifier_add(&notifier);
 }
 
 bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp)
@@ -86,6 +108,9 @@ bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp)
         error_append_hint(errp, HOW_TO_GET_IT);
         return false;
     }
+    if (cgs->starts_shared) {
+        share_separate_blocks();
+    }
     return true;
 }
 
@@ -131,8 +156,9 @@ bool guest_memfd_ram_is_separate(const RAMBlock *rb)
 void guest_memfd_ram_block_release(RAMBlock *rb)
 {
     if (rb->guest_memfd >= 0) {
-        ram_block_attributes_destroy(rb->attributes);
-        rb->attributes = NULL;
+        if (rb->gmem) {
+            guest_memfd_discard_end(rb->gmem);
+        }
         close(rb->guest_memfd);
         rb->guest_memfd = -1;
         ram_block_coordinated_discard_require(false);
@@ -151,19 +177,10 @@ bool guest_memfd_firmware_is_private(MachineState *machine)
            !machine->cgs->starts_shared;
 }
 
-/* Memory that is made now will all be private before the guest runs. */
-static bool is_launching(void)
+bool guest_memfd_is_launching(void)
 {
     return !current_machine->cgs->starts_shared &&
            !guest_memfd_launch_is_finished();
-}
-
-void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages)
-{
-    if (guest_memfd_in_place() ? !is_launching()
-                               : current_machine->cgs->starts_shared) {
-        bitmap_set(bitmap, 0, pages);
-    }
 }
 
 bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
@@ -214,17 +231,14 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
         error_setg_errno(errp, errno, "cannot duplicate the guest_memfd");
         goto unmap;
     }
-    rb->attributes = ram_block_attributes_create(rb);
-    if (!rb->attributes) {
-        error_setg(errp, "Memory '%s' cannot be converted between shared and "
-                   "private, because another device manages which parts of it "
-                   "are there (virtio-mem)", name);
+    gmem->rb = rb;
+    if (!guest_memfd_discard_init(gmem, errp)) {
         goto close_both;
     }
     rb->guest_memfd = fd;
     rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
     guest_memfd_add(gmem, rb);
-    gmem->state.launching = is_launching();
+    gmem->state.launching = guest_memfd_is_launching();
 
     /* What is plugged into a guest that runs is private, as its RAM was. */
     if (guest_memfd_launch_is_finished()) {

@@ -18,25 +18,11 @@
  * Hidden pages.  A page's bit in state.shown is set only while the page is
  * shared and nobody is about to change that: to private, it is cleared before
  * the kernel is asked; to shared, it is set after the kernel has answered.
- * Devices look at it (guest-memfd-access.c).  So is its bit in the bitmap of
- * RamBlockAttributes, which is the listeners'.
- *
- * Discard listeners (VFIO and the like) map pages, which pins them.  No
- * listener maps a page that is private or on its way there:
- *
- * - Memory of SEV-SNP and TDX guests is shared until they are launched, and
- *   QEMU writes there; but it will all be private.  Listeners hear nothing of
- *   that: VFIO would map every page, one by one, only to unmap it, and may run
- *   out of mappings.  Their bits are clear until the launch is finished.
- * - A listener comes, goes and is called with the BQL held, and while a block
- *   has one, its bits change with the BQL held only.  A listener that comes
- *   is counted before it learns from the bitmap what to map.  What changes
- *   from then on waits for the BQL; what has changed is to be seen.
- * - Listeners are told when a bit changes, without giving up the BQL in
- *   between.  So a listener that comes meanwhile either finds the bit as
- *   it will be, or is told.
- * - Without listeners nobody needs the BQL here, and vCPUs do not wait for
- *   the main loop.
+ * Devices (guest-memfd-access.c) and discard listeners (guest-memfd-discard.c)
+ * go by it.  Listeners are notified when a bit changes, without giving up the
+ * BQL in between.  So a listener that comes meanwhile either finds the bit as
+ * it will be, or is notified.  Without listeners nobody needs the BQL here, and
+ * vCPUs do not wait for the main loop.
  *
  * Contents are the kernel's affair.  Nothing is discarded here: one page
  * serves both states, and its memory stays allocated.
@@ -51,9 +37,10 @@
 #include "qemu/main-loop.h"
 #include "system/address-spaces.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "gmem/trace.h"
 
 /* Pages of state that are looked at before others get the lock. */
@@ -160,6 +147,34 @@ void guest_memfd_state_destroy(GuestMemfd *gmem)
     g_free(s->shown);
     qemu_spin_destroy(&s->access_lock);
     qemu_mutex_destroy(&s->lock);
+}
+
+void guest_memfd_state_clear(GuestMemfd *gmem)
+{
+    GuestMemfdState *s = &gmem->state;
+
+    if (s->shown) {
+        QEMU_LOCK_GUARD(&s->lock);
+        bitmap_test_and_clear_atomic(s->shown, 0, s->pages);
+    }
+}
+
+void guest_memfd_state_reset(GuestMemfd *gmem)
+{
+    GuestMemfdState *s = &gmem->state;
+
+    if (!s->private) {
+        return;
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    bitmap_zero(s->private, s->pages);
+    s->private_pages = 0;
+    s->to_private = s->to_shared = 0;
+    s->busy = s->busy_page = 0;
+    s->complained = false;
+    qatomic_set(&s->denied, 0);
+    s->launching = guest_memfd_is_launching();
+    bitmap_set_atomic(s->shown, 0, s->pages);
 }
 
 bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size)
@@ -485,43 +500,27 @@ static void change_back(Request *r)
 /* From now on nobody but the guest has any business there. */
 static void hide(GuestMemfd *gmem, GuestMemfdRun run)
 {
-    const long count = run.end - run.first;
-
-    bitmap_test_and_clear_atomic(gmem->state.shown, run.first, count);
-    bitmap_clear(gmem->rb->attributes->bitmap, run.first, count);
+    bitmap_test_and_clear_atomic(gmem->state.shown, run.first,
+                                 run.end - run.first);
 }
 
 /* Devices find the page, and not what covers it, from when the bit is set. */
 static void show(GuestMemfd *gmem, GuestMemfdRun run)
 {
     GuestMemfdState *s = &gmem->state;
-    const long count = run.end - run.first;
 
     qemu_spin_lock(&s->access_lock);
     if (s->covered_pages) {
         guest_memfd_uncover(gmem, run.first, run.end);
     }
-    bitmap_set_atomic(s->shown, run.first, count);
+    bitmap_set_atomic(s->shown, run.first, run.end - run.first);
     qemu_spin_unlock(&s->access_lock);
-    if (!s->launching) {
-        bitmap_set(gmem->rb->attributes->bitmap, run.first, count);
-    }
 }
 
 void guest_memfd_tell_listeners(GuestMemfd *gmem)
 {
     QEMU_LOCK_GUARD(&gmem->state.lock);
     gmem->state.launching = false;
-}
-
-void guest_memfd_listen(RAMBlock *rb, bool comes)
-{
-    GuestMemfd *gmem = rb->gmem;
-
-    if (gmem) {
-        QEMU_LOCK_GUARD(&gmem->state.lock);
-        gmem->state.listeners += comes ? 1 : -1;
-    }
 }
 
 /* Change the bits of a run if there is nobody to be told of it. */
@@ -531,7 +530,7 @@ static bool change_untold(GuestMemfd *gmem, GuestMemfdRun run,
     GuestMemfdState *s = &gmem->state;
 
     QEMU_LOCK_GUARD(&s->lock);
-    if (s->listeners && !s->launching) {
+    if (!s->launching && guest_memfd_has_listeners(gmem)) {
         return false;
     }
     change(gmem, run);
@@ -546,67 +545,39 @@ static void change_told(GuestMemfd *gmem, GuestMemfdRun run,
     change(gmem, run);
 }
 
-/* Sets @section to what a listener has registered of a run; false: nothing. */
-static bool listens_to(const RamDiscardListener *rdl, GuestMemfdRun run,
-                       MemoryRegionSection *section)
+static void discard_run(GuestMemfd *gmem, GuestMemfdRun run)
 {
     const uint64_t page_size = qemu_real_host_page_size();
-
-    *section = *rdl->section;
-    return memory_region_section_intersect_range(section,
-                                                 run.first * page_size,
-                                                 (run.end - run.first) *
-                                                 page_size);
-}
-
-/* Tell the listeners before @until, or all if that is NULL. */
-static void discard_run(GuestMemfd *gmem, GuestMemfdRun run,
-                        const RamDiscardListener *until)
-{
-    MemoryRegionSection section;
-    RamDiscardListener *rdl;
 
     if (change_untold(gmem, run, hide)) {
         return;
     }
     BQL_LOCK_GUARD();
     change_told(gmem, run, hide);
-    QLIST_FOREACH(rdl, &gmem->rb->attributes->rdl_list, next) {
-        if (rdl == until) {
-            break;
-        }
-        if (listens_to(rdl, run, &section)) {
-            rdl->notify_discard(rdl, &section);
-        }
-    }
+    guest_memfd_notify_discard(gmem, run.first * page_size,
+                               (run.end - run.first) * page_size);
 }
 
 /*
- * Tell the listeners.  Returns 0; or the error of one of them.  Then no
- * listener has the run; or if @all is set, all have it that would.
+ * Returns 0; or the error of a listener.  Then no listener has the run, and it
+ * is hidden again unless it has to be shown all the same.
  */
-static int populate_run(GuestMemfd *gmem, GuestMemfdRun run, bool all)
+static int populate_run(GuestMemfd *gmem, GuestMemfdRun run, bool keep)
 {
-    MemoryRegionSection section;
-    RamDiscardListener *rdl;
-    int first_error = 0;
+    const uint64_t page_size = qemu_real_host_page_size();
+    int ret;
 
     if (change_untold(gmem, run, show)) {
         return 0;
     }
     BQL_LOCK_GUARD();
     change_told(gmem, run, show);
-    QLIST_FOREACH(rdl, &gmem->rb->attributes->rdl_list, next) {
-        int ret = listens_to(rdl, run, &section)
-                  ? rdl->notify_populate(rdl, &section) : 0;
-
-        if (ret && !all) {
-            discard_run(gmem, run, rdl);
-            return ret;
-        }
-        first_error = first_error ?: ret;
+    ret = guest_memfd_notify_populate(gmem, run.first * page_size,
+                                      (run.end - run.first) * page_size);
+    if (ret && !keep) {
+        change_told(gmem, run, hide);
     }
-    return first_error;
+    return ret;
 }
 
 /*
@@ -621,7 +592,7 @@ static void discard_all(Request *r, const TodoIter *until)
         if (until && it.c == until->c && it.run.first == until->run.first) {
             return;
         }
-        discard_run(it.c->gmem, it.run, NULL);
+        discard_run(it.c->gmem, it.run);
     }
 }
 

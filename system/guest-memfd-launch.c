@@ -13,8 +13,10 @@
 #include "qemu/osdep.h"
 #include "crypto/hash.h"
 #include "qapi/error.h"
+#include "system/address-spaces.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "gmem/trace.h"
 
 static GuestMemfdLaunch launch = QSIMPLEQ_HEAD_INITIALIZER(launch);
@@ -223,6 +225,18 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
     }
     QSIMPLEQ_INSERT_TAIL(&launch, r, next);
     return true;
+}
+
+void guest_memfd_launch_reset(void)
+{
+    GuestMemfdLaunchRange *r, *next;
+
+    QSIMPLEQ_FOREACH_SAFE(r, &launch, next, next) {
+        g_free(r);
+    }
+    QSIMPLEQ_INIT(&launch);
+    g_clear_pointer(&measurement, qapi_free_LaunchMeasurement);
+    finished = false;
 }
 
 bool guest_memfd_launch_is_finished(void)

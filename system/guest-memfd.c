@@ -5,13 +5,15 @@
  */
 #include "qemu/osdep.h"
 #include <sys/syscall.h>
-#include "exec/ramlist.h"
-#include "hw/boards.h"
+#include "migration/blocker.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
+#include "system/ramlist.h"
+#include "hw/core/boards.h"
 #include "qapi/error.h"
 #include "qemu/rcu_queue.h"
 #include "qemu/units.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
 #include "gmem/trace.h"
 
 /* A thread is worth its start from this many bytes on. */
@@ -110,7 +112,9 @@ static int block_migration(GuestMemfd *gmem, const char *name,
     }
     error_setg(&gmem->blocker, "Memory '%s' is a guest_memfd, which cannot be "
                "handed to another QEMU process", name);
-    return guest_memfd_block_cpr(&gmem->blocker, errp);
+    return migrate_add_blocker_modes(&gmem->blocker,
+                                     BIT(MIG_MODE_CPR_TRANSFER) |
+                                     BIT(MIG_MODE_CPR_EXEC), errp);
 }
 
 GuestMemfd *guest_memfd_new(const char *name, uint64_t size,

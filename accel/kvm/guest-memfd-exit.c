@@ -29,7 +29,7 @@
 #include "qemu/osdep.h"
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "hw/core/cpu.h"
 #include "qemu/error-report.h"
 #include "qemu/units.h"
@@ -66,10 +66,12 @@
 /*
  * Wanted: the conversion that the vCPU of this thread asked for last
  * @pending: it is that of a hypercall, and is to be gone on with
+ * @rebuilds: of the guest so far; another VM's guest has not asked for it
  * @spent: microseconds that were spent on it so far
  */
 typedef struct Wanted {
     bool pending;
+    uint64_t rebuilds;
     hwaddr gpa;
     hwaddr size;
     bool private;
@@ -191,6 +193,7 @@ static int answer(CPUState *cpu, struct kvm_run *run)
     }
     if (ret == -EINTR) {
         wanted.pending = true;
+        wanted.rebuilds = guest_memfd_rebuilds();
         return EXCP_INTERRUPT;
     }
     wanted.pending = false;
@@ -233,6 +236,9 @@ bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret)
 
 bool kvm_guest_memfd_resume(CPUState *cpu, struct kvm_run *run, int *ret)
 {
+    if (wanted.rebuilds != guest_memfd_rebuilds()) {
+        wanted = (Wanted) { .rebuilds = guest_memfd_rebuilds() };
+    }
     if (!wanted.pending) {
         return false;
     }

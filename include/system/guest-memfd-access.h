@@ -10,7 +10,6 @@
 
 struct AddressSpace;
 struct MemoryRegion;
-struct MemoryRegionCache;
 
 /**
  * guest_memfd_some_hidden: are there blocks whose pages can be private?
@@ -19,21 +18,15 @@ struct MemoryRegionCache;
  */
 extern bool guest_memfd_some_hidden;
 
-/* guest_memfd_cache_shows: the slow part of guest_memfd_cache_is_direct() */
-bool guest_memfd_cache_shows(const struct MemoryRegionCache *cache,
-                             uint64_t addr, uint64_t len);
-
 /**
- * guest_memfd_cache_is_direct: may a cached region be accessed at its pointer?
- * @cache: the region; "ptr" of it is the pointer, or NULL
- * @addr, @len: bytes, within the region
+ * guest_memfd_cache_is_direct: may a cached region have a pointer into @mr?
+ * @mr: what it is a part of; any kind of region
+ * @is_write: it will be written to
  *
- * A macro, because the type of @cache is not known here.  Needs no lock.
+ * Not if pages of @mr can be private: then each access is translated, and so
+ * checked, anew.  Needs no lock.
  */
-#define guest_memfd_cache_is_direct(cache, addr, len)               \
-    (likely((cache)->ptr) &&                                        \
-     (likely(!guest_memfd_some_hidden) ||                           \
-      guest_memfd_cache_shows(cache, addr, len)))
+bool guest_memfd_cache_is_direct(struct MemoryRegion *mr, bool is_write);
 
 /* guest_memfd_shown: the slow part of guest_memfd_translated() */
 struct MemoryRegion *guest_memfd_shown(struct MemoryRegion *mr,

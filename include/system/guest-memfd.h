@@ -11,6 +11,7 @@
 #define SYSTEM_GUEST_MEMFD_H
 
 #include "qapi/qapi-types-guest-memfd.h"
+#include "qapi/qapi-types-run-state.h"
 #include "qemu/queue.h"
 #include "qemu/rcu.h"
 #include "qemu/thread-context.h"
@@ -20,6 +21,7 @@
 
 struct KVMMemoryListener;
 struct KVMSlot;
+struct RamDiscardSource;
 typedef struct GuestMemfd GuestMemfd;
 
 /**
@@ -98,7 +100,6 @@ typedef struct GuestMemfdPatience {
  * @shown: a bit a page, which is set unless the page is hidden: private, or
  *         about to be.  Atomic, but changed under @lock, and set under
  *         @access_lock as well
- * @listeners: discard listeners of the block
  * @launching: it will all be private when the launch is finished, so until
  *             then listeners neither see nor hear of anything
  * @to_private, @to_shared: pages that were converted so far
@@ -122,7 +123,6 @@ typedef struct GuestMemfdState {
     uint64_t pages;
     uint64_t private_pages;
     unsigned long *shown;
-    unsigned listeners;
     bool launching;
     uint64_t to_private;
     uint64_t to_shared;
@@ -144,6 +144,8 @@ typedef struct GuestMemfdState {
  * @host, @size: its mapping; unlike @rb, good in any RCU critical section
  * @inode: of the file, as in /proc/PID/maps
  * @state: shared and private pages
+ * @discard_source: tells discard listeners of them; NULL if no page of the
+ *                  block can be private
  * @slots: its memslots, by address space and address
  * @bound: slots bound so far
  * @plain: slots created plain so far
@@ -162,6 +164,7 @@ struct GuestMemfd {
     uint64_t size;
     uint64_t inode;
     GuestMemfdState state;
+    struct RamDiscardSource *discard_source;
     GuestMemfdSlots slots;
     uint64_t bound;
     uint64_t plain;
@@ -277,15 +280,6 @@ bool guest_memfd_starts_private(MemoryRegion *mr);
 bool guest_memfd_firmware_is_private(MachineState *machine);
 
 /**
- * guest_memfd_attributes_init: what discard listeners know of a block at first
- * @bitmap: a bit a host page, which is set if they may map it; all clear
- * @pages: how many there are
- *
- * Of a block with private memory, separate or not.
- */
-void guest_memfd_attributes_init(unsigned long *bitmap, uint64_t pages);
-
-/**
  * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
  *
  * Takes the arguments of qemu_prealloc_mem().  For RAM that is a guest_memfd
@@ -311,13 +305,26 @@ bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
 /**
  * guest_memfd_state_init: all pages of a new block are shared
  * @gmem: its rb is set
- * @can_be_private: pages can be converted; then the RAM block has attributes,
- *                  all bits of which are set
+ * @can_be_private: pages can be converted
  */
 void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private);
 
 /** guest_memfd_state_destroy: nobody converts pages of it any more. */
 void guest_memfd_state_destroy(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_state_clear: nobody may access the block until further notice
+ *
+ * No vCPU runs, and listeners have nothing of it.
+ */
+void guest_memfd_state_clear(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_state_reset: the block has a new file, all of it shared
+ *
+ * Counters begin anew.  No vCPU runs.
+ */
+void guest_memfd_state_reset(GuestMemfd *gmem);
 
 /**
  * guest_memfd_convert: make ranges private or shared, all of them or none
@@ -384,14 +391,6 @@ uint64_t guest_memfd_conversions(void);
 void guest_memfd_tell_listeners(GuestMemfd *gmem);
 
 /**
- * guest_memfd_listen: a discard listener comes or goes
- * @rb: the block; may have separate private memory
- *
- * Before it looks at the block's bitmap, and after it has last done so.
- */
-void guest_memfd_listen(RAMBlock *rb, bool comes);
-
-/**
  * guest_memfd_any_private: is one of these pages private?
  * @offset, @size: bytes in the block; need not be aligned
  *
@@ -404,6 +403,53 @@ bool guest_memfd_any_private(GuestMemfd *gmem, uint64_t offset, uint64_t size);
  */
 uint64_t guest_memfd_private_runs(GuestMemfd *gmem);
 
+/* system/guest-memfd-discard.c: discard listeners of a block */
+
+/**
+ * guest_memfd_discard_init: make a block a source of its discard manager
+ * @gmem: its rb is set; pages of it can be private
+ *
+ * Returns: false with @errp set on error.
+ */
+bool guest_memfd_discard_init(GuestMemfd *gmem, Error **errp);
+
+/**
+ * guest_memfd_discard_end: take that back
+ *
+ * The block's memory region is still there.  Does nothing if it is no source.
+ */
+void guest_memfd_discard_end(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_has_listeners: does anybody have to be notified?
+ *
+ * state.lock is held.  "No" is good for as long as it is.
+ */
+bool guest_memfd_has_listeners(const GuestMemfd *gmem);
+
+/**
+ * guest_memfd_notify_populate: listeners may map these pages now
+ * @offset, @size: bytes in the block, multiples of the host's page size
+ *
+ * Returns: 0; or -errno of a listener, and then no listener has them.
+ */
+int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size);
+
+/** guest_memfd_notify_discard: listeners have to unmap these pages. */
+void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size);
+
+/** guest_memfd_notify_discard_all: listeners have to unmap the block. */
+void guest_memfd_notify_discard_all(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_notify_populate_all: listeners may map all that is shown
+ *
+ * They have nothing of the block.  Returns: 0; or -errno of a listener.
+ */
+int guest_memfd_notify_populate_all(GuestMemfd *gmem);
+
 /* system/guest-memfd-access.c; see also guest-memfd-access.h */
 
 /** guest_memfd_access_init: there is a block with pages that can be private. */
@@ -411,6 +457,14 @@ void guest_memfd_access_init(void);
 
 /** guest_memfd_access_end: that block is gone, with its mapping. */
 void guest_memfd_access_end(GuestMemfd *gmem);
+
+/**
+ * guest_memfd_remap: map the block's file in the place of all that is mapped
+ * there now
+ *
+ * No page is covered any more.  Returns: false with errno set on error.
+ */
+bool guest_memfd_remap(GuestMemfd *gmem);
 
 /**
  * guest_memfd_uncover: map the file again where pages are covered
@@ -446,6 +500,62 @@ bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp);
  * @type: of the backend, for the error
  */
 bool guest_memfd_cgs_check_backend(const char *type, Error **errp);
+
+/**
+ * guest_memfd_is_launching: will memory that is made now be private before the
+ * guest runs?
+ *
+ * Of a guest with private memory.
+ */
+bool guest_memfd_is_launching(void);
+
+/* system/guest-memfd-rebuild.c: a reset that needs a new VM */
+
+/**
+ * guest_memfd_rebuild: AccelClass::rebuild_guest, and what it needs
+ * @rebuild: that method
+ *
+ * vCPUs stand still.
+ * Returns: what @rebuild does, 0 or -errno.
+ */
+int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms);
+
+/**
+ * guest_memfd_rebind: give RAM to the VM that was just created
+ *
+ * Returns: 0; or -errno, and somebody was told why.
+ */
+int guest_memfd_rebind(void);
+
+/** guest_memfd_rebuilds: how often that was done so far.  Needs no lock. */
+uint64_t guest_memfd_rebuilds(void);
+
+/**
+ * guest_memfd_rebuild_failed: was the guest lost by the last reset?
+ *
+ * It must not run then, and can be reset again.
+ */
+bool guest_memfd_rebuild_failed(void);
+
+/**
+ * guest_memfd_may_launch: may a reset launch the guest?
+ *
+ * A guest with a new VM has to be launched before it runs on, even if it is
+ * stopped now.
+ */
+bool guest_memfd_may_launch(void);
+
+/**
+ * guest_memfd_relaunch_failed: can the guest not be launched again?
+ * @ret: what a step of the launch has come to; not 0 is an error
+ *
+ * Returns: false if it can; or if it is launched for the first time, where an
+ * error is the end of QEMU.  If true, somebody was told and the VM is stopped.
+ */
+bool guest_memfd_relaunch_failed(int ret);
+
+/** guest_memfd_state_after_reset: of a VM that does not run. */
+RunState guest_memfd_state_after_reset(void);
 
 /* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
 
@@ -509,6 +619,9 @@ bool guest_memfd_launch_note(hwaddr gpa, hwaddr size, const char *type,
  * One conversion a block, or as many as ranges were launched in between.
  */
 bool guest_memfd_launch_finish(Error **errp);
+
+/** guest_memfd_launch_reset: the guest will be launched again, in a new VM. */
+void guest_memfd_launch_reset(void);
 
 /** guest_memfd_launch_is_finished: RAM that is added now starts private. */
 bool guest_memfd_launch_is_finished(void);

@@ -10,6 +10,7 @@ import time
 from . import LabError, ROOT, build_dir, kernel
 from .initramfs import image
 from .machine import GUEST_MEMFD, Machine, wait_for
+from .watch import PATIENCE
 
 SOURCES = os.path.join(ROOT, 'tests', 'guest', 'linux')
 MODULES = ('virtio_pci', 'virtio_balloon', 'virtio_mem')
@@ -19,7 +20,6 @@ MODULES = ('virtio_pci', 'virtio_balloon', 'virtio_mem')
 APPEND = ('console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off '
           'nokaslr no_timer_check noxsave random.trust_cpu=on '
           'memhp_default_state=online_movable')
-BOOT_LIMIT = 120        # seconds; it takes 10 in an idle emulated host
 
 
 def memcheck():
@@ -91,31 +91,37 @@ class LinuxGuest(Machine):
             os.unlink(self._input)
             self._keyboard = None
 
-    def wait_for(self, what, condition, seconds=BOOT_LIMIT):
-        """Wait until condition() is true; fail as soon as the guest does."""
-        asked = 0
+    def wait_for(self, what, condition, patience=PATIENCE):
+        """Wait until condition() is true; fail as soon as the guest does.
+
+        A guest that takes memory makes progress: while Linux boots it says
+        next to nothing.
+        """
+        asked, taken = 0, None
 
         def checked():
-            nonlocal asked
+            nonlocal asked, taken
             assert self.is_running(), f'the guest ended; {self.state()}'
             for bad in 'Kernel panic', 'CORRUPT':
                 assert bad not in self.output(), self.state()
             if time.monotonic() > asked + 1:
                 self.assert_runs()
+                taken = [block.get('allocated')
+                         for block in self.blocks().values()]
                 asked = time.monotonic()
             return condition()
-        return wait_for(what, checked, self, seconds)
+        return wait_for(what, checked, self, lambda: taken, patience)
 
-    def wait_ready(self, times=1, seconds=BOOT_LIMIT):
+    def wait_ready(self, times=1, patience=PATIENCE):
         """Wait for the shell of the first boot, or of a later one."""
         self.wait_for('the guest to boot', lambda:
-                      self.output().count('gmem: ready\n') >= times, seconds)
+                      self.output().count('gmem: ready\n') >= times, patience)
 
     def report(self):
         """What the guest said of itself when it had booted: a dict."""
         return dict(re.findall(r'^gmem: (\S+) (.*)$', self.output(), re.M))
 
-    def run(self, command, seconds=BOOT_LIMIT):
+    def run(self, command):
         """Run a shell command in the guest; returns what it printed."""
         self._commands += 1
         start = f'gmem: begin {self._commands}\n'
@@ -124,7 +130,7 @@ class LinuxGuest(Machine):
         os.write(self._keyboard, f'echo gmem: "begin" {self._commands}; '
                  f'{command}; echo gmem: "end" {self._commands} $?\n'.encode())
         match = self.wait_for(f'the command {command}', lambda:
-                              end.search(self.output()), seconds)
+                              end.search(self.output()))
         text = self.output()
         text = text[text.index(start) + len(start):match.start()]
         assert match[1] == '0', f'{command}: status {match[1]}: {text}'

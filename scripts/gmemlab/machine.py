@@ -6,6 +6,7 @@ import sys
 import time
 
 from . import build_dir, emulator
+from .watch import PATIENCE, Watch, ending, work_of
 
 # QEMU's own QMP client and process handling.
 sys.path.insert(0, os.path.join(build_dir(), 'src', 'python'))
@@ -14,23 +15,89 @@ from qemu.machine import QEMUMachine      # noqa: E402
 GUEST_MEMFD = 'memory-backend-guest-memfd'
 MEMFD = 'memory-backend-memfd'
 SW_PROTECTED = 1        # KVM's number of that type of VM
-TIMEOUT = 60            # seconds
 
 
-def wait_for(what, condition, guest=None, seconds=TIMEOUT):
-    """Wait until condition() is true and return its value."""
-    end = time.monotonic() + seconds
+def wait_for(what, condition, guest=None, sign=lambda: None,
+             patience=PATIENCE):
+    """Wait until condition() is true and return its value.
+
+    It ends early if there is no progress: of the Machine @guest, or that
+    sign() shows by a change.
+    """
+    watch = guest.watch(what, sign, patience) if guest else \
+        Watch(what, sign, patience=patience)
     pause = 0.01
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > end:
-            raise TimeoutError(f'waited {seconds} s for {what}' +
-                               (f'; {guest.state()}' if guest else ''))
+        watch.check()
         time.sleep(pause)
         # Asking takes time from the guest, much of it in an emulated host.
         pause = min(pause * 1.5, 0.3)
+
+
+def size(path):
+    """Of a file; 0 if there is none."""
+    try:
+        return os.path.getsize(path) if path else 0
+    except FileNotFoundError:
+        return 0
+
+
+class Emulator(QEMUMachine):
+    """Our emulator, which is killed where it stands still.
+
+    What QEMUMachine's methods wait for has no limit, or a fixed one.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(emulator(), **kwargs)
+
+    def files(self):
+        """Paths of files that grow when it makes progress."""
+        return [self._qemu_log_path]
+
+    def state(self):
+        """For an error message."""
+        self._load_io_log()
+        return self.get_log()
+
+    def watch(self, what, sign=lambda: None, patience=PATIENCE):
+        """A Watch on it, for somebody who waits for @what."""
+        def signs():
+            return [*map(size, self.files()), len(self._events), sign()]
+
+        def work():
+            return work_of(self._popen.pid) if self._popen else 0
+        return Watch(what, signs, work, self.state, patience)
+
+    def waiting(self, what):
+        """A context that ends the emulator if waiting for @what has to end."""
+        def end():
+            if self._popen:
+                self._popen.kill()
+        return ending(end, self.watch(what))
+
+    def launch(self):
+        with self.waiting('the emulator to start'):
+            super().launch()
+
+    def shutdown(self, hard=False, timeout=None):
+        with self.waiting('the emulator to end'):
+            super().shutdown(hard, timeout=None)
+
+    def qmp(self, cmd, *args, **kwargs):
+        with self.waiting('the answer to ' + cmd):
+            return super().qmp(cmd, *args, **kwargs)
+
+    def cmd(self, cmd, *args, **kwargs):
+        with self.waiting('the answer to ' + cmd):
+            return super().cmd(cmd, *args, **kwargs)
+
+    def event_wait(self, name, timeout=None, match=None):
+        now = super().event_wait
+        return wait_for('the event ' + name, lambda: now(name, 0, match), self)
 
 
 def ask_host():
@@ -39,8 +106,7 @@ def ask_host():
         return {'generation': 'none', 'flags': [], 'numa-policy': False,
                 'missing': 'there is no /dev/kvm' if
                 not os.path.exists('/dev/kvm') else 'no access to /dev/kvm'}
-    with QEMUMachine(emulator(), args=['-machine', 'none',
-                                       '-accel', 'kvm']) as vm:
+    with Emulator(args=['-machine', 'none', '-accel', 'kvm']) as vm:
         vm.launch()
         return vm.cmd('query-guest-memfd')['host']
 
@@ -55,7 +121,7 @@ def vm_types():
         return 0
 
 
-class Machine(QEMUMachine):
+class Machine(Emulator):
     """A virtual machine whose console goes to a file.
 
     @backend is the RAM block ram0: a type, and properties if any; or None,
@@ -63,7 +129,7 @@ class Machine(QEMUMachine):
     """
 
     def __init__(self, directory, name, machine, size, backend, args):
-        super().__init__(emulator(), name=name, base_temp_dir=directory)
+        super().__init__(name=name, base_temp_dir=directory)
         self.console = os.path.join(directory, name + '.console')
         if backend:
             machine += ',memory-backend=ram0'
@@ -80,7 +146,11 @@ class Machine(QEMUMachine):
 
     def state(self):
         """For an error message."""
-        return f'console ends with {self.output()[-1000:]!r}; {self.get_log()}'
+        return f'console ends with {self.output()[-1000:]!r}; ' \
+            f'{super().state()}'
+
+    def files(self):
+        return [self.console, *super().files()]
 
     def assert_runs(self):
         """The guest is neither stopped nor did KVM give up on it."""
@@ -121,12 +191,15 @@ class Machine(QEMUMachine):
 
     def wait_migration(self, status):
         """Wait for a status of the outgoing migration."""
+        now = {}
+
         def reached():
-            now = self.cmd('query-migrate')
+            now.update(self.cmd('query-migrate'))
             assert now['status'] == status or now['status'] not in (
                 'failed', 'completed', 'cancelled'), now
             return now['status'] == status
-        wait_for(f'migration to be {status}', reached, self)
+        wait_for(f'migration to be {status}', reached, self,
+                 lambda: now.get('ram', {}).get('transferred'))
 
     def migrate_to(self, uri):
         """Migrate, at a speed at which a busy guest can be caught up with."""

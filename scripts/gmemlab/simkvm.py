@@ -7,7 +7,7 @@ import os
 import re
 
 from . import LabError, build_dir
-from .machine import GUEST_MEMFD, TIMEOUT, Machine
+from .machine import GUEST_MEMFD, Machine
 
 # Of the Debian package "ovmf".
 OVMF = '/usr/share/ovmf/OVMF.fd'
@@ -124,8 +124,12 @@ class SimMachine(Machine):
         # It may be faster than QMP's greeting.
         self.set_qmp_monitor(False)
         self.launch()
-        self.wait(TIMEOUT)
+        self.wait()
         return self.exitcode()
+
+    def files(self):
+        # The model logs calls.
+        return [self.model.path + '.log', *super().files()]
 
     def get_log(self):
         """Standard error, without what a sanitizer says of coroutines."""

@@ -54,6 +54,9 @@ static void measure(uint8_t type, hwaddr gpa, hwaddr size,
 {
     hwaddr at;
 
+    if (QSIMPLEQ_EMPTY(guest_memfd_launch())) {
+        memset(snp_digest, 0, sizeof(snp_digest));
+    }
     for (at = 0; at < size; at += SNP_PAGE_SIZE) {
         SnpPageInfo info = {
             .length = cpu_to_le16(sizeof(info)),

@@ -16,7 +16,7 @@
 #include "qemu/osdep.h"
 #include "exec/target_page.h"
 #include "hw/i386/x86.h"
-#include "hw/resettable.h"
+#include "hw/core/resettable.h"
 #include "migration/blocker.h"
 #include "qapi/error.h"
 #include "qapi/qapi-types-qom.h"
@@ -52,11 +52,18 @@ struct SwProtectedGuest {
     Error *migration_blocker;
 };
 
-/* Separate memory: what is private at these addresses becomes shared. */
+/*
+ * Separate memory: what is private at these addresses becomes shared.
+ * @opaque: the gpa of the region's first byte; wraps around if that is not
+ *          mapped
+ */
 static int share_attributes(const MemoryRegionSection *private, void *opaque)
 {
+    const hwaddr *region = opaque;
+
     return kvm_set_memory_attributes_shared(
-        private->offset_within_address_space, int128_get64(private->size));
+        *region + private->offset_within_region,
+        int128_get64(private->size));
 }
 
 /* flatview_cb: stops at an error, which goes to the int at @opaque. */
@@ -69,12 +76,13 @@ static bool share_range(Int128 start, Int128 size, const MemoryRegion *mr,
         .offset_within_address_space = int128_get64(start),
         .size = size,
     };
+    hwaddr region = int128_get64(start) - offset;
     int *ret = opaque;
 
     if (memory_region_has_guest_memfd(section.mr)) {
         *ret = ram_discard_manager_replay_discarded(
             memory_region_get_ram_discard_manager(section.mr), &section,
-            share_attributes, NULL);
+            share_attributes, &region);
     }
     return *ret;
 }
@@ -232,6 +240,10 @@ static int swp_kvm_init(ConfidentialGuestSupport *cgs, Error **errp)
         return -ENOTSUP;
     }
 
+    /* A new VM of the same guest: the rest is there. */
+    if (cgs->ready) {
+        return 0;
+    }
     error_setg(&swp->migration_blocker,
                "A sw-protected-guest has private memory, which cannot be "
                "migrated");
@@ -284,6 +296,7 @@ static void sw_protected_guest_class_init(ObjectClass *oc, const void *data)
     ResettableClass *rc = RESETTABLE_CLASS(oc);
 
     klass->kvm_init = swp_kvm_init;
+    klass->can_rebuild_guest_state = true;
     x86_klass->kvm_type = swp_kvm_type;
     rc->get_state = swp_reset_state;
     rc->phases.hold = swp_reset_hold;

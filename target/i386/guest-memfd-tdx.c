@@ -14,7 +14,8 @@
 #include "qemu/mmap-alloc.h"
 #include "qemu/units.h"
 #include "kvm/tdx.h"
-#include "system/guest-memfd-compat.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "gmem/target/i386/guest-memfd-launch.h"
 
 #define TDX_PAGE_SIZE (4 * KiB)
@@ -129,7 +130,8 @@ static void measure(hwaddr gpa, hwaddr size, const uint8_t *contents)
 {
     hwaddr page, at;
 
-    if (!tdx_mrtd) {
+    if (QSIMPLEQ_EMPTY(guest_memfd_launch())) {
+        qcrypto_hash_free(tdx_mrtd);
         tdx_mrtd = qcrypto_hash_new(QCRYPTO_HASH_ALGO_SHA384, &error_fatal);
     }
     for (page = 0; page < size; page += TDX_PAGE_SIZE) {
@@ -172,7 +174,7 @@ void guest_memfd_tdx_launch_finish(RAMBlock *image)
         guest_memfd_launch_finish(&error_fatal);
     } else {
         /* It was copied; nobody needs it any more. */
-        ram_block_discard_range(image, 0, image->max_length);
+        ram_block_discard_shared_range(image, 0, image->max_length);
     }
     qcrypto_hash_finalize_bytes(tdx_mrtd, &result, &size, &error_fatal);
     guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_TDX, digest);

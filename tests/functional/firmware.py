@@ -12,7 +12,7 @@ import typing
 from baremetal import CPU
 from testcase import GuestTest
 from gmemlab import ROOT
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, Machine, wait_for
+from gmemlab.machine import GUEST_MEMFD, Machine, wait_for
 
 IMAGE = 'guest.fd'
 
@@ -64,7 +64,7 @@ class Guest(Machine):
         """What went wrong so far."""
         return [line.text for line in self.lines() if not line.ok]
 
-    def wait_done(self, times=1, seconds=TIMEOUT):
+    def wait_done(self, times=1):
         """All vCPUs have come to the end of the list."""
         def done():
             if not self.is_running():
@@ -72,7 +72,7 @@ class Guest(Machine):
                 raise AssertionError(f'the guest has ended; {self.state()}')
             return len(re.findall(r'^\[cpu\d+\] done, \d+ failed\n',
                                   self.output(), re.M)) >= times
-        wait_for('the end of the commands', done, self, seconds)
+        wait_for('the end of the commands', done, self)
 
     def wait_exit(self):
         """The guest ends the emulator; returns the status that it gave."""

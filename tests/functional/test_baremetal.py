@@ -155,15 +155,17 @@ class Inspection(BaremetalTest):
         path = os.path.join(self.dir, 'gdb')
         guest = self.start(args=['-gdb', f'unix:{path},server=on,wait=off'])
         guest.assert_works()
-        with socket.socket(socket.AF_UNIX) as gdb:
-            gdb.settimeout(30)
+        with socket.socket(socket.AF_UNIX) as gdb, \
+             guest.waiting('the debug server'):
             gdb.connect(path)
             command = f'm{self.address:x},40'
             gdb.sendall(f'${command}#{sum(command.encode()) % 256:02x}'
                         .encode())
             reply = b''
             while b'#' not in reply[2:]:
-                reply += gdb.recv(4096)
+                data = gdb.recv(4096)
+                self.assertTrue(data, 'the debug server has hung up')
+                reply += data
         text = reply[reply.index(b'$') + 1:reply.rindex(b'#')]
         self.assertEqual(bytes.fromhex(text.decode()), self.code[:64])
 

@@ -10,8 +10,7 @@ import re
 import struct
 
 from firmware import Guest
-from gmemlab import emulator
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, QEMUMachine
+from gmemlab.machine import GUEST_MEMFD, Emulator
 from test_simkvm import PAGE, KvmModeTest
 from qemu.qmp import ExecuteError
 
@@ -38,9 +37,6 @@ FRAME_SIZE = 1024
 FRAME_AT = {'virtio-net': 12, 'e1000e': 0}
 # Its first bytes, if it is the answer to the drivers' request.
 ANSWER = struct.unpack('<Q', bytes.fromhex('5254000000015255'))[0]
-
-# Seconds for a race.
-LIMIT = 300
 
 
 def scramble(x):
@@ -74,7 +70,7 @@ def lacks_aio(directory, aio):
     path = os.path.join(directory, 'probe')
     with open(path, 'wb') as f:
         f.truncate(PAGE)
-    with QEMUMachine(emulator(), args=['-machine', 'none']) as vm:
+    with Emulator(args=['-machine', 'none']) as vm:
         vm.launch()
         try:
             vm.cmd('blockdev-add', driver='file', node_name='probe',
@@ -156,12 +152,12 @@ class DmaTest(KvmModeTest):
     CONFIG = 'generation g2'
     BACKEND = GUEST_MEMFD
 
-    def run_dma(self, commands, devices, seconds=TIMEOUT, **kwargs):
+    def run_dma(self, commands, devices, **kwargs):
         """An SNP guest, at the end of its list; nothing went wrong."""
         self.log = os.path.join(self.dir, 'log')
         guest = self.launch(self.snp(commands, args=[
             *devices.args, '-d', 'guest_errors', '-D', self.log], **kwargs))
-        guest.wait_done(seconds=seconds)
+        guest.wait_done()
         self.assertEqual(guest.failures(), [], guest.output())
         guest.assert_runs()
         return guest
@@ -314,7 +310,7 @@ class Race(DmaTest):
                  for where in ranges for direction in ('in', 'out')]
         guest = self.run_dma(self.commands(kinds, rounds),
                              Devices(self.dir, names, **kwargs),
-                             cpus=2, seconds=LIMIT)
+                             cpus=2)
         done, *others = self.outcomes(guest)
         self.assertEqual(done + sum(others),
                          len(kinds) * (rounds * self.COUNT + 3))

@@ -2,11 +2,15 @@
 """scripts/emulated-host, from outside."""
 import os
 import subprocess
+import sys
 import tempfile
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, os.path.join(ROOT, 'scripts'))
+from gmemlab import watch      # noqa: E402
+
 TOOL = os.path.join(ROOT, 'scripts', 'emulated-host')
 
 
@@ -26,11 +30,21 @@ class EmulatedHost(unittest.TestCase):
         self.addCleanup(process.kill)
         return process
 
-    def run_tool(self, *args, **kwargs):
+    def waiting(self, process):
+        """A context that ends it if nothing happens in there."""
+        return watch.ending(process.kill, watch.Watch(
+            'the emulated host', work=lambda: watch.work_of(
+                process.pid, *watch.descendants(process.pid))))
+
+    def finish(self, process):
         """Returns (exit status, standard output, standard error)."""
-        process = self.start(*args, **kwargs)
-        out, err = process.communicate(timeout=300)
+        with self.waiting(process):
+            out, err = process.communicate()
         return process.returncode, out, err
+
+    def run_tool(self, *args, **kwargs):
+        """The same, of one that it starts."""
+        return self.finish(self.start(*args, **kwargs))
 
     def test_what_a_command_finds(self):
         script = '''
@@ -61,9 +75,8 @@ class EmulatedHost(unittest.TestCase):
         hosts = [self.start('--', 'sh', '-c', f'echo {n}; kill -9 $$')
                  for n in range(3)]
         for number, host in enumerate(hosts):
-            out, err = host.communicate(timeout=300)
-            self.assertEqual((out, host.returncode),
-                             (f'{number}\n', 128 + 9), err)
+            status, out, err = self.finish(host)
+            self.assertEqual((out, status), (f'{number}\n', 128 + 9), err)
 
     def emulators(self):
         """Processes that serve our directory, by their command lines."""
@@ -78,25 +91,25 @@ class EmulatedHost(unittest.TestCase):
                 found.append(pid)
         return found
 
-    def test_timeout(self):
-        status, out, err = self.run_tool('--timeout', '15', '--', 'sh', '-c',
+    def test_a_command_that_stands_still(self):
+        status, out, err = self.run_tool('--patience', '5', '--', 'sh', '-c',
                                          'echo here; sleep 1000')
         self.assertEqual((status, out), (124, 'here\n'))
-        self.assertIn('not done after 15 s', err)
+        self.assertIn('nothing happens for 5 s', err)
         self.assertEqual(self.emulators(), [])
 
     def test_nothing_is_left_when_it_is_killed(self):
         for number in 'TERM', 'KILL':
             host = self.start('--', 'sh', '-c', 'echo here; sleep 1000')
-            self.assertEqual(host.stdout.readline(), 'here\n')
+            with self.waiting(host):
+                self.assertEqual(host.stdout.readline(), 'here\n')
             pids = self.emulators()
             self.assertEqual(len(pids), 1)
             host.kill() if number == 'KILL' else host.terminate()
-            host.communicate(timeout=60)
+            self.finish(host)
             for pid in pids:
                 # It sees that its parent has ended, and a zombie is fine.
-                subprocess.run(['timeout', '60', 'tail', '--pid', pid, '-f',
-                                '/dev/null'], check=True)
+                watch.run(['tail', '--pid', pid, '-f', '/dev/null'])
 
     def test_bad_arguments(self):
         for args, message in (

@@ -43,7 +43,7 @@ def wait_end(guest):
     """All vCPUs have come to the end of the list, or the guest has ended."""
     wait_for('the end of the commands', lambda: ' done, ' in guest.output() or
              not guest.is_running() or
-             guest.cmd('query-status')['status'] != 'running', guest, 300)
+             guest.cmd('query-status')['status'] != 'running', guest)
 
 
 class Hostile:

@@ -147,7 +147,7 @@ class Size(LinuxTest):
         self.assertTrue(all(s['bound'] for s in
                             guest.slots(name='mem1')))
         guest.cmd('device_del', id='dimm1')
-        guest.event_wait('DEVICE_DELETED', timeout=60)
+        guest.event_wait('DEVICE_DELETED')
         guest.cmd('object-del', id='mem1')
         wait_for('its memory to be gone', lambda:
                  'mem1' not in guest.blocks(), guest)

@@ -7,7 +7,7 @@ effect.
 """
 from baremetal import CPU
 from firmware import FirmwareTest, Guest
-from gmemlab.machine import GUEST_MEMFD, MEMFD, TIMEOUT
+from gmemlab.machine import GUEST_MEMFD, MEMFD
 from gmemlab.measure import SnpLaunch, TdxLaunch
 from gmemlab.simkvm import Model, lacks_tdx, snp
 
@@ -34,6 +34,9 @@ class SimGuest(Guest):
         super().__init__(directory, firmware, commands, name=name, **kwargs)
         self.model = Model(directory, name, 'mode kvm\n' + config)
         self._wrapper = self.model.wrapper()
+
+    def files(self):
+        return [self.model.path + '.log', *super().files()]
 
     def end(self):
         """Quit; returns the report of the model."""
@@ -206,7 +209,7 @@ class KvmModeInPlace(KvmMode):
             guest = self.play(start('state 0x1000000 1 private',
                                     name=start.__name__))
             guest.cmd('system_reset')
-            guest.wait(TIMEOUT)
+            guest.wait()
             self.assertEqual(guest.exitcode(), 0, guest.state())
             self.assertIn('cpus are not resettable', guest.get_log())
             self.assertIsNone(guest.model.report()['violation'])

@@ -213,7 +213,8 @@ class Hostile(SwpTest):
         ''', cpus=cpus, **swp())
         wait_for('the end of the commands', lambda:
                  ' done, ' in guest.output() or not guest.is_running() or
-                 guest.cmd('query-status')['status'] != 'running', guest, 600)
+                 guest.cmd('query-status')['status'] != 'running', guest,
+                 lambda: self.private_bytes(guest))
         guest.assert_runs()
         self.assertEqual(guest.failures(), [], guest.output())
         converted = [int(n) for n in re.findall(
@@ -246,7 +247,7 @@ class Reset(SwpTest):
         """The guest has come to that many resets; it is stopped after one."""
         wait_for(f'{times} resets', lambda:
                  [line.text for line in guest.lines()].count('reset') >= times
-                 or guest.failures(), guest, 600)
+                 or guest.failures(), guest)
         guest.cmd('stop')
         guest.cmd('system_reset')
         # It is over when the next command is read.
@@ -335,7 +336,7 @@ class Errors(SwpTest):
         """The same, of a Guest."""
         guest.set_qmp_monitor(False)
         guest.launch()
-        guest.wait(60)
+        guest.wait()
         self.assertEqual(guest.exitcode(), 1, guest.get_log())
         return guest.get_log()
 
@@ -432,7 +433,7 @@ class OnTheModel(KvmModeTest):
         self.launch(guest)
         wait_for(f'{RESETS} resets', lambda:
                  [line.text for line in guest.lines()].count('reset') > RESETS
-                 or guest.failures(), guest, 600)
+                 or guest.failures(), guest)
         self.assertEqual(guest.failures(), [], guest.output())
 
     def test_100_resets_to_shared(self):

@@ -28,7 +28,7 @@
 #include "qemu/osdep.h"
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
-#include "hw/boards.h"
+#include "hw/core/boards.h"
 #include "hw/core/cpu.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
@@ -42,9 +42,10 @@
 #include "system/cpus.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
-#include "system/guest-memfd-compat.h"
 #include "system/memory-internal.h"
 #include "exits.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 
 #define BLOCKS 3
 #define PAGES 96

@@ -66,7 +66,14 @@ class Check(unittest.TestCase):
         self.suite('a', 'echo SKIP x: no KVM; echo FAIL y: bad; echo noise;'
                         'echo 1 passed, 1 failed, 1 skipped')
         out = self.run_all()[1]
-        self.assertEqual(out[-3:-1], ['SKIP x: no KVM', 'FAIL y: bad'])
+        self.assertEqual(out[-4:-2], ['SKIP x: no KVM', 'FAIL y: bad'])
+
+    def test_times_of_all_suites_are_told_at_the_end(self):
+        self.suite('a', 'echo 1 passed, 0 failed, 0 skipped')
+        self.suite('b', 'echo 2 passed, 0 failed, 1 skipped')
+        out = self.run_all()[1]
+        self.assertRegex(out[-3], r'^a: 1 passed, 0 failed, 0 skipped in \d+ s$')
+        self.assertRegex(out[-2], r'^b: 2 passed, 0 failed, 1 skipped in \d+ s$')
 
     def test_no_summary_is_a_failure(self):
         self.suite('a', 'echo 5 passed, 0 failed, 0 skipped; echo oops')

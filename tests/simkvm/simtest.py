@@ -18,7 +18,7 @@ ROOT = os.path.dirname(TESTS)
 sys.path[:0] = [os.path.join(ROOT, 'scripts'),
                 os.path.join(TESTS, 'functional')]
 import firmware                                           # noqa: E402
-from gmemlab.machine import TIMEOUT                       # noqa: E402
+from gmemlab import watch                                 # noqa: E402
 from gmemlab.simkvm import Model, SimMachine              # noqa: E402
 
 NOT_MODELLED = 86               # exit status
@@ -120,10 +120,10 @@ class SimTest(unittest.TestCase):
         Returns what it printed, and the report.
         """
         model = Model(self.dir, self._name(), textwrap.dedent(config))
-        done = subprocess.run(
-            [*model.wrapper(), 'PYTHONPATH=' + HERE, sys.executable, '-B',
+        # Unbuffered: what it printed before a signal ends it counts.
+        done = watch.run(
+            [*model.wrapper(), 'PYTHONPATH=' + HERE, sys.executable, '-Bu',
              '-c', 'from kernel import *\n' + textwrap.dedent(program)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=TIMEOUT, check=False)
+            stderr=subprocess.STDOUT)
         return done.stdout, self._check_end(model, done.returncode, status,
                                             done.stdout)

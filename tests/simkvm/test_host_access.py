@@ -13,7 +13,7 @@ import struct
 import unittest
 import zlib
 
-from gmemlab.machine import TIMEOUT, wait_for
+from gmemlab.machine import wait_for
 from gmemlab.simkvm import snp
 from qemu.qmp import ExecuteError
 from simtest import SimTest
@@ -90,9 +90,9 @@ def kdump_pages(data):
 class Gdb:
     """A client of the debugger's remote protocol, at a socket's path."""
 
-    def __init__(self, path):
+    def __init__(self, sim, path):
+        self._sim = sim
         self._socket = socket.socket(socket.AF_UNIX)
-        self._socket.settimeout(TIMEOUT)
         self._socket.connect(path)
         self._data = b''
 
@@ -109,6 +109,10 @@ class Gdb:
 
     def ask(self, text):
         """Send a packet; returns the answer's text."""
+        with self._sim.waiting('the debug server'):
+            return self._ask(text)
+
+    def _ask(self, text):
         check = sum(text.encode()) & 0xff
         self._socket.sendall(f'${text}#{check:02x}'.encode())
         while self._byte() != b'$':
@@ -349,7 +353,7 @@ class Debugger(HostAccessTest):
             '-bios', self.image, '-chardev',
             f'socket,id=gdb,path={path},server=on,wait=off',
             '-gdb', 'chardev:gdb'])
-        gdb = Gdb(path)
+        gdb = Gdb(sim, path)
         self.addCleanup(gdb.close)
         gdb.ask('?')
         return sim, gdb
@@ -498,7 +502,7 @@ class CoreDump(HostAccessTest):
         self.addCleanup(sim.shutdown, hard=True)
         self.wait_ready(sim)
         os.kill(sim.get_pid(), signal.SIGABRT)
-        sim.wait(TIMEOUT)
+        sim.wait()
         cores = [name for name in os.listdir(self.dir)
                  if name.startswith('core')]
         self.assertEqual(len(cores), 1, os.listdir(self.dir))

@@ -10,7 +10,6 @@ import select
 import tempfile
 import unittest
 
-from gmemlab.machine import TIMEOUT
 from gmemlab.simkvm import lacks_tdx, snp
 from simtest import SimTest
 
@@ -50,12 +49,14 @@ class Control:
         """The next one: a digest of what is private now; and so far,
         conversions, pages that became private, and shared.
         """
+        watch = sim.watch('the next batch')
         while b'\n' not in self.rest:
+            watch.check()
             if select.select([self.told], [], [], 1)[0]:
                 self.rest += os.read(self.told, 4096)
             else:
                 if not sim.is_running():
-                    sim.wait(TIMEOUT)
+                    sim.wait()
                     raise AssertionError('it has ended: ' +
                                          '\n'.join(said(sim)))
                 sim.assert_runs()
@@ -134,7 +135,7 @@ class Hostile(SimTest):
             if batch:
                 batch(done)
             control.go_on(done < conversions)
-        sim.wait(TIMEOUT)
+        sim.wait()
         sim.report = self._check_end(sim.model, sim.exitcode(), 0,
                                      sim.get_log())
         # It must not fill a disk.

@@ -2,7 +2,7 @@
 """Guests whose memory is converted in place, once they run."""
 import os
 
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from gmemlab.machine import GUEST_MEMFD, wait_for
 from qemu.qmp import ExecuteError
 from test_in_place import CONVERT, HALT, IN_PLACE, SEPARATE
 from test_launch import SnpLaunchTest, TdxLaunchTest
@@ -162,7 +162,7 @@ class Guests:
                 # SimMachine has -no-reboot.
                 sim.cmd('set-action', reboot='reset')
                 sim.cmd(command)
-                sim.wait(TIMEOUT)
+                sim.wait()
                 ends.append((sim.exitcode(), sim.get_log(),
                              sim.model.report()['violation']))
             self.assertEqual(ends[0], ends[1])

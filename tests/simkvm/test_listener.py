@@ -8,7 +8,7 @@ import hashlib
 import random
 import time
 
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from gmemlab.machine import GUEST_MEMFD, wait_for
 from simtest import SimTest
 from test_launch import LaunchTest, SnpLaunchTest, TdxLaunchTest
 
@@ -118,8 +118,9 @@ class Anywhere:
         sim = self.prepare_vcpus(4000, 0x1000000, 4096)
         sim.cmd('cont')
         registered = 0
-        end = time.monotonic() + TIMEOUT
-        while sim.output().count('x') < 4 and time.monotonic() < end:
+        watch = sim.watch('the vCPUs')
+        while sim.output().count('x') < 4:
+            watch.check()
             self.set(sim, 'listening', False)
             self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
             self.set(sim, 'listening', True)
@@ -155,7 +156,7 @@ class Anywhere:
             print x''', cpus=4, size='256M,slots=1,maxmem=1G')
         self.plug(sim)
         self.go(sim, done=4)
-        self.assertTrue(sim.event_wait('DEVICE_DELETED', TIMEOUT))
+        self.assertTrue(sim.event_wait('DEVICE_DELETED'))
         sim.cmd('object-del', id='more')
         self.check_listener(sim)
 

@@ -7,8 +7,7 @@ import subprocess
 import tempfile
 import unittest
 
-from gmemlab import build_dir
-from gmemlab.machine import TIMEOUT
+from gmemlab import build_dir, watch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 # What vCPUs do, and the VMM's argument for it.
@@ -80,9 +79,8 @@ class Stress(unittest.TestCase):
         with open(config, 'w', encoding='ascii') as f:
             f.write(CONFIG.format(report=config + '.report', script=script))
         # To find names, it would call the model from within the model.
-        done = subprocess.run(
-            [program, *arguments], timeout=TIMEOUT, check=False, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        done = watch.run(
+            [program, *arguments], stderr=subprocess.STDOUT,
             env={**os.environ, 'SIMKVM': config,
                  'TSAN_OPTIONS': 'symbolize=0 halt_on_error=1',
                  'UBSAN_OPTIONS': 'halt_on_error=1'})

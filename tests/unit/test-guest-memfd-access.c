@@ -18,9 +18,10 @@
 #include "qemu/main-loop.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
-#include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 #include "system/system.h"
 
 #define PAGES 4096

@@ -26,9 +26,10 @@
 #include "monitor/monitor.h"
 #include "system/address-spaces.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 
 #define BLOCKS 3
 #define PAGES 150

@@ -6,8 +6,10 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/units.h"
+#include "system/address-spaces.h"
 #include "system/guest-memfd.h"
-#include "system/guest-memfd-compat.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
 
 #define PAGE (4 * KiB)
 #define PAGES 16

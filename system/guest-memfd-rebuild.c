@@ -1,0 +1,308 @@
+/*
+ * RAM blocks that are a KVM guest_memfd: a new VM for the same guest
+ *
+ * The state of an SEV-SNP or TDX guest cannot be reset, so QEMU closes the VM
+ * and creates another (AccelClass::rebuild_guest).  A guest_memfd belongs to
+ * one VM, so each block gets a new file, which is mapped in the place of the
+ * old one.  What others know of the block stays: its address, its policy and
+ * settings.  What they know of its pages does not: nothing is private or
+ * covered any more, nobody has anything mapped, and the launch begins anew.
+ *
+ * RAM of a confidential guest starts with zeros.  RAM of other guests keeps
+ * its contents, as RAM of other kinds does, so it is copied.
+ *
+ * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest have
+ * not been reset yet, so their disk I/O is completed first: it must not end
+ * up in what the new guest is launched from.
+ *
+ * Pages of an old file that a device holds pinned live on until it lets them
+ * go, out of everybody's reach.
+ *
+ * If anything fails, the VM is stopped and does not run again before another
+ * reset has succeeded.  Each block is whole then, with its old file or a new
+ * one; pages of blocks that were not finished are hidden from devices.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#include "qemu/osdep.h"
+#include <sys/mman.h>
+#ifdef CONFIG_NUMA
+#include <numaif.h>
+#endif
+#include "block/block-global-state.h"
+#include "hw/core/boards.h"
+#include "qapi/error.h"
+#include "qemu/error-report.h"
+#include "qemu/units.h"
+#include "system/confidential-guest-support.h"
+#include "system/guest-memfd.h"
+#include "system/hostmem.h"
+#include "system/memory.h"
+#include "system/ramblock.h"
+#include "system/runstate.h"
+#include "gmem/trace.h"
+
+/* Contents are copied in such pieces; where there are no pages, not at all. */
+#define COPY_BYTES (2 * MiB)
+
+static uint64_t rebuilds;
+static bool failed;
+
+uint64_t guest_memfd_rebuilds(void)
+{
+    return qatomic_read(&rebuilds);
+}
+
+bool guest_memfd_rebuild_failed(void)
+{
+    return failed;
+}
+
+bool guest_memfd_may_launch(void)
+{
+    return !failed && (rebuilds || runstate_is_running());
+}
+
+RunState guest_memfd_state_after_reset(void)
+{
+    return failed ? runstate_get() : RUN_STATE_PRELAUNCH;
+}
+
+int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
+{
+    int ret;
+
+    bdrv_drain_all();
+    qatomic_inc(&rebuilds);
+    failed = true;
+    ret = rebuild(ms);
+    trace_guest_memfd_rebuild(rebuilds, ret);
+    failed = ret < 0;
+    return ret;
+}
+
+bool guest_memfd_relaunch_failed(int ret)
+{
+    if (!ret || !rebuilds) {
+        return false;
+    }
+    error_report("the guest cannot be launched again: %s; it needs another "
+                 "reset", strerror(ret < 0 ? -ret : EIO));
+    failed = true;
+    vm_stop(RUN_STATE_INTERNAL_ERROR);
+    return true;
+}
+
+#ifdef CONFIG_NUMA
+#define POLICY_NODES 1024
+/*
+ * Policy: a NUMA policy, as get_mempolicy() tells it
+ */
+typedef struct Policy {
+    int mode;
+    unsigned long nodes[POLICY_NODES / BITS_PER_LONG];
+} Policy;
+
+static void policy_get(const GuestMemfd *gmem, Policy *policy)
+{
+    if (get_mempolicy(&policy->mode, policy->nodes, POLICY_NODES, gmem->host,
+                      MPOL_F_ADDR)) {
+        policy->mode = MPOL_DEFAULT;
+    }
+}
+
+static bool policy_set(const GuestMemfd *gmem, const Policy *policy,
+                       Error **errp)
+{
+    if (policy->mode != MPOL_DEFAULT &&
+        mbind(gmem->host, gmem->size, policy->mode, policy->nodes,
+              POLICY_NODES, 0)) {
+        error_setg_errno(errp, errno, "cannot bind the memory to its NUMA "
+                         "nodes again");
+        return false;
+    }
+    return true;
+}
+#else
+typedef struct Policy {
+} Policy;
+
+static void policy_get(const GuestMemfd *gmem, Policy *policy)
+{
+}
+
+static bool policy_set(const GuestMemfd *gmem, const Policy *policy,
+                       Error **errp)
+{
+    return true;
+}
+#endif
+
+/* Preallocate what the user wants preallocated. */
+static bool prealloc(const GuestMemfd *gmem, Error **errp)
+{
+    Object *owner = memory_region_owner(gmem->rb->mr);
+    HostMemoryBackend *backend = owner
+        ? (HostMemoryBackend *)object_dynamic_cast(owner, TYPE_MEMORY_BACKEND)
+        : NULL;
+
+    return !backend || !backend->prealloc ||
+           guest_memfd_prealloc_mem(gmem->rb->fd, gmem->host, gmem->size,
+                                    backend->prealloc_threads,
+                                    backend->prealloc_context, false, errp);
+}
+
+/* Copy what is there to @fd. */
+static bool copy_contents(const GuestMemfd *gmem, int fd, Error **errp)
+{
+    uint64_t offset, size;
+
+    for (offset = 0; offset < gmem->size; offset += size) {
+        uint64_t allocated = COPY_BYTES;
+        void *to;
+
+        size = MIN(COPY_BYTES, gmem->size - offset);
+        if (guest_memfd_allocated(gmem, offset, size, &allocated) &&
+            !allocated) {
+            continue;
+        }
+        to = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, offset);
+        if (to == MAP_FAILED) {
+            error_setg_errno(errp, errno, "cannot map the new guest_memfd to "
+                             "copy contents");
+            return false;
+        }
+        memcpy(to, gmem->host + offset, size);
+        munmap(to, size);
+    }
+    return true;
+}
+
+/* Give @gmem a file of the new VM.  Returns false with the old one on error. */
+static bool replace_file(GuestMemfd *gmem, Error **errp)
+{
+    RAMBlock *rb = gmem->rb;
+    int fd = kvm_guest_memfd_create(rb->max_length, errp);
+    int old_fd = rb->fd, old_kvm_fd = rb->guest_memfd, kvm_fd = -1;
+    struct stat st;
+
+    if (fd < 0) {
+        return false;
+    }
+    if (old_kvm_fd >= 0) {
+        kvm_fd = qemu_dup(fd);
+    }
+    if ((old_kvm_fd >= 0 && kvm_fd < 0) || fstat(fd, &st) < 0) {
+        error_setg_errno(errp, errno, "cannot use the new guest_memfd");
+        goto fail;
+    }
+    if (!gmem->state.private && !copy_contents(gmem, fd, errp)) {
+        goto fail;
+    }
+
+    rb->fd = fd;
+    rb->guest_memfd = kvm_fd;
+    if (!guest_memfd_remap(gmem)) {
+        error_setg_errno(errp, errno, "cannot map the new guest_memfd");
+        rb->fd = old_fd;
+        rb->guest_memfd = old_kvm_fd;
+        goto fail;
+    }
+    gmem->inode = st.st_ino;
+    close(old_fd);
+    if (old_kvm_fd >= 0) {
+        close(old_kvm_fd);
+    }
+    return true;
+
+fail:
+    close(fd);
+    if (kvm_fd >= 0) {
+        close(kvm_fd);
+    }
+    return false;
+}
+
+static bool rebind_block(GuestMemfd *gmem, Error **errp)
+{
+    ERRP_GUARD();
+    const char *name = memory_region_name(gmem->rb->mr);
+    uint64_t old_inode = gmem->inode;
+    Policy policy = {};
+
+    /* Memory that can be private is mapped by those only who unmap it. */
+    if (!gmem->state.private && ram_block_discard_is_disabled()) {
+        error_setg(errp, "memory '%s' cannot become that of a new VM, because "
+                   "a device pins all of it; remove the device, or "
+                   "x-change-vmfd-on-reset=on", name);
+        return false;
+    }
+    policy_get(gmem, &policy);
+    guest_memfd_notify_discard_all(gmem);
+    guest_memfd_state_clear(gmem);
+    if (!replace_file(gmem, errp) || !policy_set(gmem, &policy, errp) ||
+        !prealloc(gmem, errp)) {
+        error_prepend(errp, "memory '%s' cannot become that of a new VM: ",
+                      name);
+        return false;
+    }
+    guest_memfd_state_reset(gmem);
+    trace_guest_memfd_rebind(name, old_inode, gmem->inode);
+    return true;
+}
+
+/* QEMU forgets to reset what it knows of memory that is kept separate. */
+static int reset_separate(RAMBlock *rb, void *opaque)
+{
+    const bool *private = opaque;
+
+    return rb->attributes
+           ? ram_block_attributes_state_change(rb->attributes, 0,
+                                               memory_region_size(rb->mr),
+                                               *private)
+           : 0;
+}
+
+static int rebind_separate(void)
+{
+    bool private = !current_machine->cgs->starts_shared;
+
+    return qemu_ram_foreach_block(reset_separate, &private);
+}
+
+static int rebind_all(Error **errp)
+{
+    GuestMemfd *gmem;
+
+    QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
+        if (!rebind_block(gmem, errp)) {
+            return -EIO;
+        }
+    }
+    QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
+        int ret = guest_memfd_notify_populate_all(gmem);
+
+        if (ret) {
+            error_setg_errno(errp, -ret, "a device cannot map memory '%s' of "
+                             "the new VM", memory_region_name(gmem->rb->mr));
+            return ret;
+        }
+    }
+    return 0;
+}
+
+int guest_memfd_rebind(void)
+{
+    Error *err = NULL;
+    int ret;
+
+    guest_memfd_launch_reset();
+    if (!guest_memfd_in_place() && current_machine->cgs) {
+        return rebind_separate();
+    }
+    ret = rebind_all(&err);
+    if (ret) {
+        error_report_err(err);
+    }
+    return ret;
+}
