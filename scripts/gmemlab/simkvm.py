@@ -127,10 +127,6 @@ class SimMachine(Machine):
         self.wait()
         return self.exitcode()
 
-    def files(self):
-        # The model logs calls.
-        return [self.model.path + '.log', *super().files()]
-
     def get_log(self):
         """Standard error, without what a sanitizer says of coroutines."""
         return re.sub(r'(?m)^==\d+==WARNING: ASan doesn.t fully support '

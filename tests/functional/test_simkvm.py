@@ -35,9 +35,6 @@ class SimGuest(Guest):
         self.model = Model(directory, name, 'mode kvm\n' + config)
         self._wrapper = self.model.wrapper()
 
-    def files(self):
-        return [self.model.path + '.log', *super().files()]
-
     def end(self):
         """Quit; returns the report of the model."""
         self.shutdown()
