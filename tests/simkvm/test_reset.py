@@ -10,7 +10,7 @@ import errno
 import os
 import re
 
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from gmemlab.machine import GUEST_MEMFD, wait_for
 from gmemlab.simkvm import lacks_tdx, snp
 from simtest import SimTest
 from test_hostile import Hostile
@@ -104,7 +104,7 @@ class Machines:
     def reset(self, sim):
         """By QMP; returns when that is done."""
         sim.cmd('system_reset')
-        self.assertTrue(sim.event_wait('RESET', TIMEOUT), sim.state())
+        self.assertTrue(sim.event_wait('RESET'), sim.state())
 
     def files(self, sim):
         """The guest_memfds that the emulator has open or mapped: the paths
@@ -604,7 +604,7 @@ class HostileGuests(Hostile):
                 if batches % 2:
                     sim = self.sim
                     sim.cmd('system_reset')
-                    self.assertTrue(sim.event_wait('RESET', TIMEOUT))
+                    self.assertTrue(sim.event_wait('RESET'))
             else:
                 # Its shutdown is the end.
                 self.sim.cmd('set-action', reboot='shutdown')
