@@ -184,11 +184,6 @@ void *guest_memfd_map_shared(AddressSpace *as, hwaddr addr, hwaddr *len,
     return host;
 }
 
-MemoryRegion *guest_memfd_no_access(void)
-{
-    return &no_access;
-}
-
 /* Map the file, at its place.  Returns false if that fails. */
 static bool map_file(GuestMemfd *gmem, uint64_t page, uint64_t count)
 {

@@ -74,9 +74,6 @@ struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
 void *guest_memfd_map_shared(struct AddressSpace *as, uint64_t addr,
                              uint64_t *len, bool is_write);
 
-/** guest_memfd_no_access: that region. */
-struct MemoryRegion *guest_memfd_no_access(void);
-
 /**
  * guest_memfd_on_sigbus: survive a touch of a page that is private
  * @code: si_code of the signal

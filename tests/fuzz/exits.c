@@ -26,6 +26,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "monitor/monitor.h"
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 #include "hw/core/boards.h"
@@ -236,7 +237,7 @@ void rust_bql_mock_lock(void)
 
 /* Messages */
 
-int error_vprintf(const char *fmt, va_list ap)
+int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 {
     g_autofree char *text = g_strdup_vprintf(fmt, ap);
 
@@ -246,14 +247,14 @@ int error_vprintf(const char *fmt, va_list ap)
     return strlen(text);
 }
 
-int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+Monitor *monitor_cur(void)
 {
-    return error_vprintf(fmt, ap);
+    return NULL;
 }
 
 /* The machine */
 
-bool machine_require_guest_memfd(MachineState *m)
+bool guest_memfd_is_required(const MachineState *m)
 {
     return guest_type != GUEST_ORDINARY;
 }
@@ -548,7 +549,7 @@ static void map(Section *s)
     memcpy(s, sections, sizeof(sections));
 }
 
-FlatView *address_space_get_flatview(AddressSpace *as)
+FlatView *address_space_get_flatview(const AddressSpace *as)
 {
     g_assert_true(as == &address_space_memory);
     return &view;

@@ -1191,6 +1191,19 @@ void sim_vm_sample_memory(SimVm *vm)
     sim_report_memory(all_allocated(), other);
 }
 
+void sim_vm_sample_launch(SimVm *vm)
+{
+    static bool launched;               /* some VM; atomic */
+    bool finished = vm->launch == SIM_LAUNCH_FINISHED;
+
+    if (finished || !__atomic_load_n(&launched, __ATOMIC_RELAXED)) {
+        sim_vm_sample_memory(vm);
+    }
+    if (finished) {
+        __atomic_store_n(&launched, true, __ATOMIC_RELAXED);
+    }
+}
+
 void sim_sample_memory(void)
 {
     g_autoptr(GPtrArray) vms = g_ptr_array_new();

@@ -697,6 +697,9 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
         if (ret != SIM_PASS) {
             return ret;
         }
+        if (vcpu->run->immediate_exit) {
+            return -EINTR;
+        }
     }
     while (s->step < op->b) {
         uint64_t first = draw(s, pages);
@@ -808,6 +811,9 @@ static int run_hostile(SimVcpu *vcpu, const Op *op, bool back)
             if (ret == SIM_PASS) {
                 sim_hostile_answered(s->hostile, vcpu->run->hypercall.ret);
                 back = false;
+                if (vcpu->run->immediate_exit) {
+                    return -EINTR;
+                }
             }
             break;
         case MEET:

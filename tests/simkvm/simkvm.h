@@ -328,6 +328,11 @@ int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
                  void *opaque);
 /* Take the memory that the VM uses now into the report.  Takes vm->lock. */
 void sim_vm_sample_memory(SimVm *vm);
+/*
+ * The same after a launch command.  It takes a while, so for a VM that is
+ * launched after another one only when that is done.
+ */
+void sim_vm_sample_launch(SimVm *vm);
 /* The same for all VMs that have a guest_memfd. */
 void sim_sample_memory(void);
 

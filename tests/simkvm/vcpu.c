@@ -359,7 +359,7 @@ static int encrypt_op(SimVcpu *vcpu, void *arg)
 
     if (vcpu->vm->type == KVM_X86_TDX_VM) {
         ret = sim_tdx_vcpu_op(vcpu, arg);
-        sim_vm_sample_memory(vcpu->vm);
+        sim_vm_sample_launch(vcpu->vm);
     }
     return ret;
 }

@@ -469,7 +469,7 @@ static int vm_encrypt_op(void *object, void *arg)
     default:
         return -ENOTTY;
     }
-    sim_vm_sample_memory(vm);
+    sim_vm_sample_launch(vm);
     return ret;
 }
 

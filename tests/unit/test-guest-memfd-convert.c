@@ -18,6 +18,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "monitor/monitor.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
@@ -59,6 +60,8 @@ typedef struct Listener {
  * Block: a file, and what is known of its pages, a byte each
  * @private: to the kernel
  * @model: as it has to be
+ * @attributes: of separate memory
+ * @list: of the discard manager, @listening of them; changes with the BQL held
  * @converting: by a thread that is in the kernel
  * @pins: so many conversions to private will find the page busy
  */
@@ -67,6 +70,8 @@ typedef struct Block {
     RAMBlock rb;
     MemoryRegion mr;
     RamBlockAttributes attributes;
+    QLIST_HEAD(, RamDiscardListener) list;
+    unsigned listening;
     Listener listeners[LISTENERS];
     uint8_t private[PAGES];
     uint8_t model[PAGES];
@@ -169,7 +174,7 @@ void rust_bql_mock_lock(void)
 
 /* Errors are counted. */
 
-int error_vprintf(const char *fmt, va_list ap)
+int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 {
     g_autofree char *text = g_strdup_vprintf(fmt, ap);
 
@@ -177,9 +182,9 @@ int error_vprintf(const char *fmt, va_list ap)
     return strlen(text);
 }
 
-int error_vprintf_unless_qmp(const char *fmt, va_list ap)
+Monitor *monitor_cur(void)
 {
-    return error_vprintf(fmt, ap);
+    return NULL;
 }
 
 static void G_GNUC_PRINTF(1, 2) event(const char *fmt, ...)
@@ -328,7 +333,8 @@ static Listener *section_of(RamDiscardListener *rdl,
     return l;
 }
 
-static int notify_populate(RamDiscardListener *rdl, MemoryRegionSection *s)
+static int notify_populate(RamDiscardListener *rdl,
+                           const MemoryRegionSection *s)
 {
     uint64_t first, pages, page;
     Listener *l = section_of(rdl, s, &first, &pages);
@@ -349,7 +355,8 @@ static int notify_populate(RamDiscardListener *rdl, MemoryRegionSection *s)
     return ret;
 }
 
-static void notify_discard(RamDiscardListener *rdl, MemoryRegionSection *s)
+static void notify_discard(RamDiscardListener *rdl,
+                           const MemoryRegionSection *s)
 {
     uint64_t first, pages, page;
     Listener *l = section_of(rdl, s, &first, &pages);
@@ -373,17 +380,88 @@ static void set_section(Listener *l, uint64_t first, uint64_t pages)
     l->rdl.section = &l->section;
 }
 
-/* As RamBlockAttributes does it: what is mapped first stands in the bitmap. */
+/* The part of @section that @l has registered.  False: nothing. */
+static bool part_of(const Listener *l, uint64_t offset, uint64_t size,
+                    MemoryRegionSection *part)
+{
+    *part = l->section;
+    return memory_region_section_intersect_range(part, offset, size);
+}
+
+/* A populate was undone: nobody has these pages. */
+static void roll_back(Block *b, RamDiscardListener *last, uint64_t offset,
+                      uint64_t size)
+{
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+    bool notified = true;
+
+    QLIST_FOREACH(rdl, &b->list, next) {
+        Listener *l = container_of(rdl, Listener, rdl);
+
+        if (!part_of(l, offset, size, &part)) {
+            continue;
+        }
+        if (notified) {
+            notify_discard(rdl, &part);
+        }
+        memset(l->refused + part.offset_within_region / page_size, 1,
+               int128_get64(part.size) / page_size);
+        notified &= rdl != last;
+    }
+}
+
+/* What guest-memfd-discard.c and QEMU's manager do. */
+bool guest_memfd_has_listeners(const GuestMemfd *gmem)
+{
+    return qatomic_read(&container_of(gmem, Block, gmem)->listening);
+}
+
+int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    Block *b = container_of(gmem, Block, gmem);
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+
+    QLIST_FOREACH(rdl, &b->list, next) {
+        int ret = part_of(container_of(rdl, Listener, rdl), offset, size,
+                          &part) ? rdl->notify_populate(rdl, &part) : 0;
+
+        if (ret) {
+            roll_back(b, rdl, offset, size);
+            return ret;
+        }
+    }
+    return 0;
+}
+
+void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    Block *b = container_of(gmem, Block, gmem);
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+
+    QLIST_FOREACH(rdl, &b->list, next) {
+        if (part_of(container_of(rdl, Listener, rdl), offset, size, &part)) {
+            rdl->notify_discard(rdl, &part);
+        }
+    }
+}
+
 static void register_listener(Listener *l)
 {
     Block *b = &blocks[l->block];
+    GuestMemfdState *s = &b->gmem.state;
     uint64_t page;
 
     g_assert_true(have_bql);
-    guest_memfd_listen(&b->rb, true);
-    QLIST_INSERT_HEAD(&b->attributes.rdl_list, &l->rdl, next);
+    QLIST_INSERT_HEAD(&b->list, &l->rdl, next);
+    qatomic_inc(&b->listening);
     for (page = 0; page < PAGES; page++) {
-        if (test_bit(page, b->attributes.bitmap)) {
+        QEMU_LOCK_GUARD(&s->lock);
+        if (!s->launching && test_bit(page, s->shown)) {
             l->mapped[page] = 1;
         }
     }
@@ -391,19 +469,16 @@ static void register_listener(Listener *l)
 
 static void unregister_listener(Listener *l)
 {
-    Block *b = &blocks[l->block];
-    uint64_t page;
-
     g_assert_true(have_bql);
+    memset(l->mapped, 0, sizeof(l->mapped));
+    memset(l->refused, 0, sizeof(l->refused));
     QLIST_REMOVE(&l->rdl, next);
-    guest_memfd_listen(&b->rb, false);
-    for (page = 0; page < PAGES; page++) {
-        if (test_bit(page, b->attributes.bitmap)) {
-            l->mapped[page] = 0;
-            l->refused[page] = 0;
-        }
-        g_assert_false(l->mapped[page]);
-    }
+    qatomic_dec(&blocks[l->block].listening);
+}
+
+bool guest_memfd_is_launching(void)
+{
+    return false;
 }
 
 /* Blocks */
@@ -482,7 +557,7 @@ static void setup(void)
         b->attributes.bitmap_size = PAGES;
         b->attributes.bitmap = bitmap_new(PAGES);
         bitmap_set(b->attributes.bitmap, 0, PAGES);
-        QLIST_INIT(&b->attributes.rdl_list);
+        QLIST_INIT(&b->list);
         for (k = LISTENERS; k-- > 0; ) {
             Listener *l = &b->listeners[k];
 
@@ -490,15 +565,15 @@ static void setup(void)
             l->name = 'a' + k;
             set_section(l, k == 1 ? B_FIRST : 0, k == 1 ? B_PAGES : PAGES);
             ram_discard_listener_init(&l->rdl, notify_populate,
-                                      notify_discard, true);
+                                      notify_discard);
             if (k < 2) {
-                QLIST_INSERT_HEAD(&b->attributes.rdl_list, &l->rdl, next);
+                QLIST_INSERT_HEAD(&b->list, &l->rdl, next);
                 memset(l->mapped + (k ? B_FIRST : 0), 1,
                        k ? B_PAGES : PAGES);
             }
         }
         guest_memfd_state_init(&b->gmem, true);
-        b->gmem.state.listeners = 2;
+        b->listening = 2;
     }
     kernel_calls = 0;
     memset(kernel_faults, 0, sizeof(kernel_faults));
@@ -541,8 +616,6 @@ static void check(void)
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
             g_assert_cmpint(is_private, !=, test_bit(page, s->shown));
-            g_assert_cmpint(!is_private && !s->launching, ==,
-                            test_bit(page, b->attributes.bitmap));
             g_assert_cmpint(is_private, ==,
                             guest_memfd_any_private(&b->gmem,
                                                     page * page_size + 1, 1));
@@ -987,7 +1060,7 @@ static void test_listener_refuses(void)
     given(0, 45, 2);
     populate_fault = (Fault) { 2, 1, ENOSPC };
     g_assert_cmpint(convert(0, 45, 2, false), ==, -ENOSPC);
-    expect("S0:45+2 +0a:45+2 +0b:45+2=ERROR -0a:45+2 P0:45+2");
+    expect("S0:45+2 +0a:45+2 +0b:45+2=ERROR -0a:45+2 -0b:45+2 P0:45+2");
     g_assert_cmpint(reports, ==, 0);
     teardown();
 }
@@ -1005,7 +1078,8 @@ static void test_listener_refuses_late(void)
     populate_fault = (Fault) { 5, 1, ENOSPC };
     g_assert_cmpint(guest_memfd_convert(r, 2, false), ==, -ENOSPC);
     expect("S0:2+1 S1:39+2 S1:45+1 S1:50+1 "
-           "+0a:2+1 +1a:39+2 +1b:40+1 +1a:45+1 +1b:45+1=ERROR -1a:45+1 "
+           "+0a:2+1 +1a:39+2 +1b:40+1 +1a:45+1 +1b:45+1=ERROR "
+           "-1a:45+1 -1b:45+1 "
            "-0a:2+1 -1a:39+2 -1b:40+1 "
            "P0:2+1 P1:39+2 P1:45+1 P1:50+1");
     teardown();
@@ -1033,7 +1107,7 @@ static void test_listener_fails_again(void)
     fail_call(1, ENOMEM, 1);
     populate_fault = (Fault) { 1, 1, ENOSPC };
     g_assert_cmpint(convert(0, 45, 2, true), ==, -ENOMEM);
-    expect("-0a:45+2 -0b:45+2 P0:45+2=ENOMEM +0a:45+2=ERROR +0b:45+2");
+    expect("-0a:45+2 -0b:45+2 P0:45+2=ENOMEM +0a:45+2=ERROR -0a:45+2");
     g_assert_cmpint(reports, ==, 1);
     teardown();
 }
@@ -1406,7 +1480,6 @@ static void test_launching(void)
         memset(blocks[0].listeners[i].mapped, 0, PAGES);
     }
     blocks[0].gmem.state.launching = true;
-    bitmap_clear(blocks[0].attributes.bitmap, 0, PAGES);
     fail_call(2, ENOMEM, 1);
     g_assert_cmpint(convert(0, 0, 5, true), ==, 0);
     g_assert_cmpint(convert(0, 5, PAGES - 5, true), ==, -ENOMEM);
@@ -1511,7 +1584,7 @@ static uint64_t page_in_block(uint64_t gfn, RAMBlock **rb)
     g_assert_not_reached();
 }
 
-FlatView *address_space_get_flatview(AddressSpace *as)
+FlatView *address_space_get_flatview(const AddressSpace *as)
 {
     g_assert_true(as == &address_space_memory);
     qatomic_inc(&views);

@@ -62,7 +62,7 @@ MemoryRegionSection memory_region_find(MemoryRegion *mr, hwaddr gpa,
     return s;
 }
 
-void *memory_region_get_ram_ptr(MemoryRegion *mr)
+void *memory_region_get_ram_ptr(const MemoryRegion *mr)
 {
     return mr == &ram ? memory : ordinary_memory;
 }

@@ -1,0 +1,771 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Resets.
+
+A confidential guest gets a new VM: its RAM, where that is a guest_memfd, is
+another file at the same address, and it is launched as at first.
+"""
+from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+import errno
+import os
+import re
+
+from gmemlab.machine import GUEST_MEMFD, wait_for
+from gmemlab.simkvm import lacks_tdx, snp
+from simtest import SimTest
+from test_hostile import Hostile
+from test_in_place_faults import ERRNOS, THREADS
+from test_launch import SnpLaunchTest, TdxLaunchTest
+
+CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
+# What a guest does to be reset, and to end: a shutdown resets it.
+BY_PORT = 'out 0xcf9 1 6'
+BY_KEYBOARD = 'out 0x64 1 0xfe'
+BY_TRIPLE_FAULT = 'shutdown'
+END = 'out 0xf4 4 1'
+ENDED = 3
+ARGS = ('-action', 'reboot=reset',
+        '-device', 'isa-debug-exit,iobase=0xf4,iosize=4')
+RAM = 32 << 20
+PAGE = 4096
+# Calls that a fault plan knows and that make a guest's memory and launch.
+OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
+        'KVM_SET_USER_MEMORY_REGION', 'mmap')
+ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
+# What QEMU says of a reset that has failed, after the reason.
+FOLLOWS = re.compile('unable to rebuild guest')
+SECRET = 0x5ec2e75ec2e75ec2
+
+
+def word(value):
+    """As the guest writes it."""
+    return value.to_bytes(8, 'little')
+
+
+class Machines:
+    """What the tests of all platforms do with a machine.
+
+    GENERATION: of the kernel
+    CONFIG: what else the model is told
+    """
+
+    GENERATION = 'g2'
+    CONFIG = ''
+
+    def machine_args(self, args=(), **kwargs):
+        """Arguments of SimTest.machine()."""
+        return self.guest(**{'size': '32M', 'args': [*ARGS, *args],
+                             **kwargs})
+
+    def config(self, script, plan=''):
+        """Of a guest with that script."""
+        if 'vcpu all' not in script:
+            script = 'vcpu all\nhalt\n' + script
+        return (f'generation {self.GENERATION}\n{self.CONFIG}\n{plan}\n'
+                f'{script}\n')
+
+    def run_guest(self, script, plan='', **kwargs):
+        """A guest that resets itself, and comes to its end."""
+        sim = self.play(self.config(script + '\n' + END, plan),
+                        status=ENDED, **self.machine_args(**kwargs))
+        self.assertIsNone(sim.report['violation'])
+        self.assertEqual(sim.report['host-touches'], 0)
+        return sim
+
+    def run_resets(self, script, resets, **kwargs):
+        """The same; so often a new VM is made."""
+        sim = self.run_guest(script, **kwargs)
+        self.assertEqual(sim.report['vms'], self.vms() + resets)
+        return sim
+
+    def vms(self):
+        """How many VMs are made for a guest that is not reset."""
+        cls = type(self)
+        if 'VMS' not in vars(cls):
+            cls.VMS = self.run_guest('vcpu 0').report['vms']
+        return cls.VMS
+
+    def begin(self, script, plan='', args=(), **kwargs):
+        """A machine that is driven by QMP, and does not run yet."""
+        sim = self.machine(self.config(script, plan),
+                           **self.machine_args(args=['-S', *args], **kwargs))
+        sim.launch()
+        self.addCleanup(self.quit, sim)
+        return sim
+
+    def wait_said(self, sim, text, times=1):
+        """Until the guest has said that so often."""
+        def is_said():
+            self.assertTrue(sim.is_running(), sim.get_log())
+            sim.assert_runs()
+            return sim.output().count(text) >= times
+        wait_for(f'the guest to say {text}', is_said, sim)
+
+    def reset(self, sim):
+        """By QMP; returns when that is done."""
+        sim.cmd('system_reset')
+        self.assertTrue(sim.event_wait('RESET'), sim.state())
+
+    def files(self, sim):
+        """The guest_memfds that the emulator has open or mapped: the paths
+        of their descriptors, by inode.
+        """
+        directory = f'/proc/{sim.get_pid()}/fd'
+        found = {}
+        for fd in os.listdir(directory):
+            path = os.path.join(directory, fd)
+            try:
+                if 'simkvm-guest_memfd' in os.readlink(path):
+                    found[os.stat(path).st_ino] = path
+            except FileNotFoundError:
+                pass
+        return found
+
+    def resources(self, sim):
+        """What must not grow: descriptors by what they are, mappings, and
+        bytes of guest_memfd.
+        """
+        directory = f'/proc/{sim.get_pid()}/fd'
+        names = Counter(re.sub(r'\d+', 'N', os.readlink(f'{directory}/{fd}'))
+                        for fd in os.listdir(directory))
+        maps = Counter(re.sub(r'\d+', 'N', line[5]) for line in sim.maps()
+                       if len(line) > 5 and 'simkvm' in line[5])
+        allocated = sum(os.stat(path).st_blocks * 512
+                        for path in self.files(sim).values())
+        return names, maps, allocated
+
+    def check_same(self, seen):
+        """What resources() gave is the same each time."""
+        (names, maps, allocated), (names_now, maps_now, allocated_now) = \
+            seen[0], seen[-1]
+        self.assertEqual((names_now - names, maps_now - maps), ({}, {}))
+        self.assertEqual(allocated_now, allocated)
+        self.assertEqual(seen, seen[:1] * len(seen))
+
+    def dump(self, sim):
+        """All RAM, as the monitor reads it."""
+        path = os.path.join(self.dir, 'dump')
+        sim.cmd('pmemsave', val=0, size=RAM, filename=path)
+        with open(path, 'rb') as f:
+            return f.read()
+
+
+class Resets(Machines):
+    """Guests that get a new VM."""
+
+    # Something to be forgotten, in shared and private memory.
+    USE = '''
+        map-gpa 0x1000000 16 shared
+        fill 0x1000000 16 1
+        fill 0x1100000 64 2
+        map-gpa 0x1200000 4 shared
+        map-gpa 0x1200000 4 private
+    '''
+    # RAM is as a launch leaves it.
+    NEW = 'state 0x100000 0x1f00 private'
+
+    def loop(self, times, how):
+        """A guest that uses memory and resets itself so often."""
+        return f'''
+            vcpu 0
+            repeat {times}
+            {self.NEW}
+            {self.USE}
+            {how}
+            end
+            {self.NEW}
+            {self.USE}'''
+
+    def check_launches(self, sim, resets):
+        """It was launched so often anew, and the same each time."""
+        with open(self.image, 'rb') as f:
+            digest = self.LAUNCH(f.read()).digest().hex()
+        launches = sim.report['launches']
+        self.assertEqual(len(launches), 1 + resets)
+        self.assertEqual(launches, [launches[0]] * len(launches))
+        self.assertTrue(launches[0]['finished'])
+        self.assertEqual(launches[0]['digest'], digest)
+        # Nothing is left of those before.
+        self.assertEqual(sim.report['vms-alive'], 1)
+
+    def test_the_digest_is_the_same_after_1_2_and_100_resets(self):
+        alive = []
+        for resets in 0, 1, 2, 100:
+            with self.subTest(resets=resets):
+                sim = self.run_resets(self.loop(resets, BY_PORT), resets) \
+                    if resets else self.run_resets(f'vcpu 0\n{self.USE}', 0)
+                self.check_launches(sim, resets)
+                alive.append([sim.report[name] for name in (
+                    'vcpus-alive', 'guest-memfds-alive')] +
+                    [sim.report['peak']['guest-memfd']])
+        self.assertEqual(alive, [alive[0]] * len(alive))
+
+    def test_the_guest_resets_itself_in_any_way(self):
+        for how in BY_KEYBOARD, BY_TRIPLE_FAULT:
+            with self.subTest(how=how):
+                self.check_launches(
+                    self.run_resets(self.loop(2, how), 2), 2)
+
+    def test_1_to_8_vcpus(self):
+        for cpus in range(1, 9):
+            with self.subTest(cpus=cpus):
+                sim = self.run_resets(f'''
+                    vcpu all
+                    repeat 3
+                    barrier
+                    end
+                    halt
+                    vcpu {cpus - 1}
+                    repeat 3
+                    barrier
+                    {self.USE}
+                    {BY_TRIPLE_FAULT}
+                    {self.NEW}
+                    end''', 3, cpus=cpus)
+                self.check_launches(sim, 3)
+                self.assertEqual(sim.report['vcpus-alive'], cpus)
+
+    # Says "u" when memory was used; goes on in a new VM.
+    USED = '''
+        vcpu 0
+        repeat 1000
+        {0.NEW}
+        print n
+        {0.USE}
+        print u
+        new-vm
+        end'''
+
+    def test_nothing_grows(self):
+        sim = self.begin(self.USED.format(self))
+        sim.cmd('cont')
+        seen = []
+        for n in range(1, 12):
+            self.wait_said(sim, 'u', n)
+            seen.append(self.resources(sim))
+            self.reset(sim)
+        # The monitor and the first reset may open something for good.
+        self.assertEqual(seen[0][1:], seen[1][1:])
+        self.check_same(seen[1:])
+
+    def test_what_is_told_begins_anew(self):
+        if self.GENERATION == 'g0':
+            self.skipTest('there are no blocks in place')
+        sim = self.begin(f'''
+            vcpu 0
+            repeat 1000
+            print n
+            new-vm
+            {self.USE}
+            print u
+            new-vm
+            end''')
+
+        def told():
+            info = sim.cmd('query-guest-memfd')
+            for block in info['blocks']:
+                # Of each file its own; what is allocated depends on touches.
+                del block['inode']
+            return info, sim.cmd('query-launch-measurement')
+
+        sim.cmd('cont')
+        self.wait_said(sim, 'n')
+        first = told()
+        inodes = {b['id']: b['inode'] for b in
+                  sim.cmd('query-guest-memfd')['blocks']}
+        for n in 1, 2:
+            self.reset(sim)
+            self.wait_said(sim, 'u', n)
+            self.assertNotEqual(told()[0]['blocks'], first[0]['blocks'])
+            self.reset(sim)
+            self.wait_said(sim, 'n', n + 1)
+            self.assertEqual(told(), first)
+            for block in sim.cmd('query-guest-memfd')['blocks']:
+                self.assertNotEqual(block['inode'], inodes[block['id']])
+
+    # A word in shared memory, and the same in private memory.
+    SECRETS = f'''
+        vcpu 0
+        map-gpa 0x1000000 16 shared
+        write 0x1000008 8 {SECRET}
+        write 0x1008008 8 {SECRET}
+        write 0x1800008 8 {SECRET}
+        print u
+        new-vm
+        {{0.NEW}}
+        read 0x1800008 8
+        print n'''
+
+    def check_forgotten(self, sim):
+        """No guest_memfd and no monitor has it any more."""
+        self.assertNotIn(word(SECRET), self.dump(sim))
+        files = self.files(sim)
+        self.assertTrue(files)
+        for path in files.values():
+            with open(path, 'rb') as f:
+                self.assertNotIn(word(SECRET), f.read())
+
+    def test_nothing_of_the_old_memory_is_left(self):
+        for stop in False, True:
+            with self.subTest(stop=stop):
+                sim = self.begin(self.SECRETS.format(self))
+                sim.cmd('cont')
+                self.wait_said(sim, 'u')
+                self.assertEqual(self.dump(sim).count(word(SECRET)), 2)
+                if stop:
+                    sim.cmd('stop')
+                self.reset(sim)
+                self.check_forgotten(sim)
+                if stop:
+                    sim.cmd('cont')
+                self.wait_said(sim, 'n')
+                self.check_forgotten(sim)
+                self.quit(sim)
+                self.assertEqual(sim.report['host-touches'], 0)
+
+    def test_a_guest_that_is_stopped_is_reset(self):
+        sim = self.begin(self.USED.format(self))
+        sim.cmd('cont')
+        for n in 1, 2:
+            self.wait_said(sim, 'u', n)
+            sim.cmd('stop')
+            for _ in range(n):
+                self.reset(sim)
+            self.assertNotEqual(sim.cmd('query-status')['status'], 'running')
+            self.assertEqual(sim.output().count('n'), n)
+            sim.cmd('cont')
+        self.wait_said(sim, 'u', 3)
+        self.quit(sim)
+        self.assertEqual(sim.report['vms'], self.vms() + 3)
+        finished = [launch for launch in sim.report['launches']
+                    if launch['finished']]
+        self.assertGreaterEqual(len(finished), 3)
+        self.assertEqual(finished, [finished[0]] * len(finished))
+
+    def test_a_guest_that_has_panicked_is_reset(self):
+        sim = self.begin('''
+            vcpu 0
+            repeat 1000
+            {0.NEW}
+            {0.USE}
+            out 0x505 1 1
+            new-vm
+            print n
+            end'''.format(self), args=['-device', 'pvpanic', '-action',
+                                       'panic=pause'])
+        sim.cmd('cont')
+        for n in 1, 2:
+            wait_for('the panic', lambda: sim.cmd('query-status')['status'] ==
+                     'guest-panicked', sim)
+            self.reset(sim)
+            sim.cmd('cont')
+            wait_for('the guest', lambda n=n: sim.output().count('n') == n,
+                     sim)
+        wait_for('the panic', lambda: sim.cmd('query-status')['status'] ==
+                 'guest-panicked', sim)
+        self.quit(sim)
+        self.check_launches(sim, 2)
+
+    def test_vcpus_convert_meanwhile(self):
+        sim = self.run_resets(f'''
+            vcpu all
+            random 5 100000000 0x1000000 256
+            vcpu 0
+            repeat 20
+            random 6 30 0x1000000 256
+            {BY_PORT}
+            end
+            map-gpa 0x800000 256 shared
+            state 0x800000 256 shared''', 20, cpus=4)
+        self.check_launches(sim, 20)
+
+    def test_qmp_resets_it_while_vcpus_convert(self):
+        sim = self.begin('''
+            vcpu all
+            repeat 1000000
+            random 5 20 0x1000000 256
+            print r
+            end''', cpus=3)
+        sim.cmd('cont')
+        for _ in range(10):
+            self.wait_said(sim, 'r', sim.output().count('r') + 5)
+            self.reset(sim)
+        self.wait_said(sim, 'r', sim.output().count('r') + 5)
+        self.quit(sim)
+        self.check_launches(sim, 10)
+
+    def test_somebody_holds_a_page(self):
+        """The request for it ends with its VM; the new file is free."""
+        sim = self.begin('''
+            vcpu 1
+            map-gpa 0x1000000 16 shared
+            fill 0x1000000 16 1
+            pin 0x1005000 1 times=forever
+            barrier
+            map-gpa 0x1000000 16 private ret=any
+            halt
+            vcpu 0
+            barrier
+            new-vm
+            {0.NEW}
+            map-gpa 0x1000000 16 shared
+            fill 0x1000000 16 2
+            map-gpa 0x1000000 16 private ret=0
+            state 0x1000000 16 private
+            print u'''.format(self), cpus=2)
+        sim.cmd('cont')
+        wait_for('the page to be found busy', lambda: -errno.EAGAIN in
+                 {call['ret'] for call in sim.model.log(CONVERT)}, sim)
+        self.reset(sim)
+        self.wait_said(sim, 'u')
+        if self.GENERATION == 'g2':
+            self.assertEqual(sum(
+                b['counters']['busy'] for b in
+                sim.cmd('query-guest-memfd')['blocks']), 0)
+        self.quit(sim)
+        self.check_launches(sim, 1)
+
+    def test_a_device_that_maps_shared_memory_is_told(self):
+        sim = self.begin(self.USED.format(self), args=[
+            '-device', 'guest-memfd-testdev,id=listener'])
+
+        def ask(name):
+            return sim.cmd('qom-get', path='/machine/peripheral/listener',
+                           property=name)
+
+        def check(mapped):
+            self.assertEqual((ask('check'), ask('errors'),
+                              ask('mapped-pages')), ('', 0, mapped),
+                             sim.get_log())
+
+        check(ask('mapped-pages'))
+        sim.cmd('cont')
+        for n in 1, 2, 3:
+            self.wait_said(sim, 'u', n)
+            check(16)
+            sim.cmd('stop')
+            self.reset(sim)
+            check(ask('mapped-pages'))
+            sim.cmd('cont')
+
+    def test_memory_keeps_its_properties(self):
+        """NUMA policy, preallocation, several blocks."""
+        blocks = []
+        for node in 'low', 'high':
+            blocks += ['-object', f'memory-backend-guest-memfd,id={node},'
+                       'size=16M,prealloc=on,dump=off,host-nodes=0,'
+                       'policy=bind', '-numa', f'node,memdev={node}']
+        if self.GENERATION == 'g0':
+            blocks = [arg.replace('guest-memfd', 'ram') for arg in blocks]
+        sim = self.begin(self.USED.format(self), args=blocks)
+
+        def properties():
+            policies = Counter()
+            with open(f'/proc/{sim.get_pid()}/numa_maps',
+                      encoding='utf-8') as f:
+                for line in f:
+                    if 'simkvm-guest_memfd' in line:
+                        policies[line.split()[1]] += 1
+            flags = Counter()
+            with open(f'/proc/{sim.get_pid()}/smaps', encoding='utf-8') as f:
+                ours = False
+                for line in f:
+                    if re.match('[0-9a-f]+-', line):
+                        ours = 'simkvm-guest_memfd' in line
+                    elif ours and line.startswith('VmFlags'):
+                        flags[' '.join(line.split()[1:])] += 1
+            return policies, flags, self.resources(sim)[1:]
+
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        first = properties()
+        self.reset(sim)
+        self.wait_said(sim, 'u', 2)
+        self.assertEqual(properties(), first)
+
+
+class InPlace(Resets):
+    """In place only: what goes wrong on the way.
+
+    PAGES: the name under which a fault plan knows a page of a command
+    """
+
+    PAGES = None
+    FAULTS = '''
+        vcpu 0
+        print u
+        new-vm
+        {0.NEW}
+        print n'''
+
+    def counted(self, sim, first_vm):
+        """What a fault plan can name after that VM's creation."""
+        log = sim.model.log()
+        at = [n for n, call in enumerate(log)
+              if call['call'] == 'KVM_CREATE_VM'][first_vm - 1]
+        names = Counter(re.sub('REGION2$', 'REGION', call['call'])
+                        for call in log[at + 1:])
+        plan = [(name, n) for name in (*OURS[1:], *self.COMMANDS)
+                for n in range(1, names[name] + 1)]
+        # Of a command's pages the first and the last, and one in between.
+        pages = sum(call['pages'] for call in log[at + 1:]
+                    if call['call'] == self.COMMANDS[-2])
+        return plan + [(self.PAGES, n)
+                       for n in sorted({1, pages // 2, pages})]
+
+    def outcome(self, plan, digest):
+        """A reset with these lines of a plan.  Returns what is wrong."""
+        sim = self.machine(self.config(self.FAULTS.format(self), plan),
+                           **self.machine_args(args=['-S']))
+        sim.launch()
+        try:
+            sim.cmd('cont')
+            self.wait_said(sim, 'u')
+            sim.cmd('system_reset')
+
+            def over():
+                return 'n' in sim.output() or \
+                    sim.cmd('query-status')['status'] == 'internal-error'
+            wait_for('the reset', over, sim)
+            status = sim.cmd('query-status')['status']
+            sim.cmd('query-guest-memfd')
+            sim.shutdown()
+        except Exception as err:        # pylint: disable=broad-except
+            sim.shutdown(hard=True)
+            return f'{plan}: {type(err).__name__}: {err}; ' + sim.get_log()
+        report = sim.model.report()
+        errors = [e for e in ERROR.findall(sim.get_log())
+                  if not FOLLOWS.match(e)]
+        said_n = 'n' in sim.output()
+        if report['violation'] or sim.exitcode() or \
+                not report['faults-injected']:
+            return f'{plan}: {report["violation"]}, status ' \
+                f'{sim.exitcode()}, {report["faults-injected"]} faults'
+        if status == 'running':
+            if errors or not said_n or report['launch']['digest'] != digest:
+                return f'{plan}: it runs, but: {errors}'
+        elif len(errors) != 1 or said_n:
+            return f'{plan}: {len(errors)} errors: {errors}, {said_n}'
+        return None
+
+    def test_a_reset_that_fails_leaves_the_guest_stopped(self):
+        """Every call that makes memory, slots or launch, in every way."""
+        vms = self.vms()
+        clean = self.begin(self.FAULTS.format(self))
+        clean.cmd('cont')
+        self.wait_said(clean, 'u')
+        self.reset(clean)
+        self.wait_said(clean, 'n')
+        self.quit(clean)
+        plans = [f'fault KVM_CREATE_VM errno={error} at={vms + 1}'
+                 for error in ERRNOS]
+        for call, at in self.counted(clean, vms + 1):
+            plans += [f'fault {call} errno={error} vm={vms + 1} at={at}'
+                      for error in ERRNOS]
+        self.assertGreater(len(plans), 100)
+        digest = clean.report['launch']['digest']
+        with ThreadPoolExecutor(THREADS) as pool:
+            wrong = [o for o in pool.map(
+                lambda plan: self.outcome(plan, digest), plans) if o]
+        self.assertEqual(wrong, [], f'{len(wrong)} of {len(plans)}:\n' +
+                         '\n'.join(wrong))
+
+
+class Snp(InPlace, SnpLaunchTest):
+    """SEV-SNP."""
+
+    PAGES = 'SNP_LAUNCH_UPDATE_PAGE'
+
+
+class Tdx(InPlace, TdxLaunchTest):
+    """TDX."""
+
+    PAGES = 'TDX_INIT_MEM_REGION_PAGE'
+
+
+class HostileGuests(Hostile):
+    """Resets in the midst of what hostile guests ask for."""
+
+    def compare(self, sim, digest, to_private, to_shared):
+        """QEMU counts for each VM, the model for all."""
+        listener = '/machine/peripheral/listener'
+        for name, value in ('digest', digest), ('check', ''), ('errors', 0):
+            self.assertEqual(sim.cmd('qom-get', path=listener, property=name),
+                             value)
+
+    def check(self, guest):
+        """Every second batch ends with a reset."""
+        batches = 0
+
+        def batch(done):
+            nonlocal batches
+            batches += 1
+            if done < self.CONVERSIONS:
+                if batches % 2:
+                    sim = self.sim
+                    sim.cmd('system_reset')
+                    self.assertTrue(sim.event_wait('RESET'))
+            else:
+                # Its shutdown is the end.
+                self.sim.cmd('set-action', reboot='shutdown')
+
+        guest['args'] = ['-action', 'reboot=reset', *guest.get('args', ())]
+        sim = self.attack(guest, self.CONVERSIONS, batch=batch)
+        self.assertGreater(len(sim.report['launches']), 5)
+        self.assertEqual(sim.report['launches'],
+                         [sim.report['launch']] * len(sim.report['launches']))
+
+    CONVERSIONS = 6000
+
+    def machine(self, *args, **kwargs):
+        self.sim = super().machine(*args, **kwargs)
+        return self.sim
+
+    def test_snp(self):
+        self.check({'confidential': snp()})
+
+    def test_tdx(self):
+        if lacks_tdx():
+            self.skipTest(lacks_tdx())
+        self.check({'confidential': 'tdx-guest', 'args': ['-cpu', 'host'],
+                    'machine': 'q35,max-ram-below-4g=128M,'
+                               'kernel-irqchip=split'})
+
+
+class Ordinary(Machines, SimTest):
+    """Guests without private memory, whose machine is told to do so."""
+
+    CHANGE = 'q35,x-change-vmfd-on-reset=on'
+
+    def guest(self, backend=GUEST_MEMFD, machine=CHANGE, args=(), **kwargs):
+        """The arguments of SimTest.machine() for a guest."""
+        return {'backend': backend, 'machine': machine, **kwargs,
+                'args': [*args, '-bios', self.image]}
+
+    SCRIPT = '''
+        vcpu 0
+        repeat {0}
+        fill 0x1000000 64 1
+        write 0x1800000 8 0x1234
+        {1}
+        check 0x1000000 64 1
+        read 0x1800000 8 expect=0x1234
+        end'''
+
+    def test_memory_is_kept_as_with_any_backend(self):
+        for generation in 'g1', 'g2':
+            for backend in 'memory-backend-ram', GUEST_MEMFD:
+                with self.subTest(generation=generation, backend=backend):
+                    self.GENERATION = generation
+                    self.run_resets(self.SCRIPT.format(10, BY_PORT), 10,
+                                    backend=backend)
+
+    def test_1_to_8_vcpus(self):
+        for cpus in range(1, 9):
+            with self.subTest(cpus=cpus):
+                self.run_resets(f'''
+                    vcpu all
+                    repeat 3
+                    barrier
+                    end
+                    halt
+                    vcpu {cpus - 1}
+                    repeat 3
+                    barrier
+                    {BY_TRIPLE_FAULT}
+                    end''', 3, cpus=cpus)
+
+    def test_without_the_property_the_vm_stays(self):
+        self.run_resets(self.SCRIPT.format(10, BY_PORT), 0, machine='q35')
+
+    def test_nothing_grows(self):
+        sim = self.begin('''
+            vcpu 0
+            repeat 1000
+            fill 0x1000000 64 1
+            print u
+            new-vm
+            check 0x1000000 64 1
+            end''')
+        sim.cmd('cont')
+        seen = []
+        for n in range(1, 8):
+            self.wait_said(sim, 'u', n)
+            seen.append(self.resources(sim))
+            self.reset(sim)
+        self.check_same(seen[1:])
+
+    def test_dirty_pages_are_measured_after_a_reset(self):
+        sim = self.begin('vcpu 0\nprint u\nnew-vm\nprint n')
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        self.reset(sim)
+        self.wait_said(sim, 'n')
+        sim.measure_dirty_rate()
+
+    def test_migration_to_a_file_after_a_reset(self):
+        sim = self.begin('''
+            vcpu 0
+            fill 0x1000000 64 1
+            print u
+            new-vm
+            check 0x1000000 64 1
+            fill 0x1100000 64 2
+            print n''')
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        self.reset(sim)
+        self.wait_said(sim, 'n')
+        sim.cmd('stop')
+        before = self.dump(sim)
+        path = os.path.join(self.dir, 'state')
+        sim.migrate_to('file:' + path)
+        self.quit(sim)
+        new = self.begin('vcpu 0\nhalt', args=['-incoming', 'file:' + path])
+        wait_for('the migration', lambda: new.cmd('query-migrate').get(
+            'status') == 'completed', new)
+        self.assertEqual(self.dump(new), before)
+
+
+class SoftwareProtected(Machines, SimTest):
+    """Software-protected guests keep their VM, unless the machine is told."""
+
+    CONFIG = 'vm-types default sw-protected'
+
+    def guest(self, machine='q35', backend=None, args=(), properties='',
+              **kwargs):
+        """The arguments of SimTest.machine() for a guest."""
+        return {'backend': backend, 'machine': machine,
+                'confidential': 'sw-protected-guest' + properties, **kwargs,
+                'args': [*args, '-bios', self.image]}
+
+    def script(self, times, state):
+        """A guest that uses both kinds of memory before a reset."""
+        other = {'shared': 'private', 'private': 'shared'}[state]
+        return f'''
+            vcpu 0
+            repeat {times}
+            state 0x100000 0x1f00 {state}
+            map-gpa 0x1000000 16 {other}
+            fill 0x1000000 16 1
+            {BY_PORT}
+            end
+            state 0x100000 0x1f00 {state}'''
+
+    def test_the_vm_stays(self):
+        for state in 'shared', 'private':
+            with self.subTest(state=state):
+                self.run_resets(self.script(10, state), 0,
+                                properties=',initial-state=' + state)
+
+    def test_a_new_vm(self):
+        for state in 'shared', 'private':
+            with self.subTest(state=state):
+                sim = self.run_resets(
+                    self.script(10, state), 10,
+                    machine='q35,x-change-vmfd-on-reset=on',
+                    properties=',initial-state=' + state)
+                self.assertEqual(sim.report['vms-alive'], 1)
+
+
+del Machines, Resets, InPlace, Hostile
