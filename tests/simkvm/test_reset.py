@@ -10,7 +10,7 @@ import errno
 import os
 import re
 
-from gmemlab.machine import GUEST_MEMFD, TIMEOUT, wait_for
+from gmemlab.machine import GUEST_MEMFD, wait_for
 from gmemlab.simkvm import lacks_tdx, snp
 from simtest import SimTest
 from test_hostile import Hostile
@@ -104,7 +104,7 @@ class Machines:
     def reset(self, sim):
         """By QMP; returns when that is done."""
         sim.cmd('system_reset')
-        self.assertTrue(sim.event_wait('RESET', TIMEOUT), sim.state())
+        self.assertTrue(sim.event_wait('RESET'), sim.state())
 
     def files(self, sim):
         """The guest_memfds that the emulator has open or mapped: the paths
@@ -264,10 +264,14 @@ class Resets(Machines):
         def told():
             info = sim.cmd('query-guest-memfd')
             for block in info['blocks']:
-                # Of each file its own; what is allocated depends on touches.
+                # Each file has its own.
                 del block['inode']
+                # Slots come and go while a machine is put together.
+                bound[block['id']] = \
+                    block['counters'].pop('bound'), len(block['slots'])
             return info, sim.cmd('query-launch-measurement')
 
+        bound = {}
         sim.cmd('cont')
         self.wait_said(sim, 'n')
         first = told()
@@ -280,6 +284,8 @@ class Resets(Machines):
             self.reset(sim)
             self.wait_said(sim, 'n', n + 1)
             self.assertEqual(told(), first)
+            for name, (counted, slots) in bound.items():
+                self.assertEqual(counted, slots, name)
             for block in sim.cmd('query-guest-memfd')['blocks']:
                 self.assertNotEqual(block['inode'], inodes[block['id']])
 
@@ -604,7 +610,7 @@ class HostileGuests(Hostile):
                 if batches % 2:
                     sim = self.sim
                     sim.cmd('system_reset')
-                    self.assertTrue(sim.event_wait('RESET', TIMEOUT))
+                    self.assertTrue(sim.event_wait('RESET'))
             else:
                 # Its shutdown is the end.
                 self.sim.cmd('set-action', reboot='shutdown')
