@@ -32,8 +32,9 @@ PAGE = 4096
 OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
-# What QEMU says of a reset that has failed, after the reason.
-FOLLOWS = re.compile('unable to rebuild guest')
+# What is said of a reset that has failed, after the reason.
+FOLLOWS = re.compile('.*(unable to rebuild guest|cannot be launched again|'
+                     'failed to create encryption context)')
 SECRET = 0x5ec2e75ec2e75ec2
 
 
@@ -538,7 +539,8 @@ class InPlace(Resets):
             sim.shutdown()
         except Exception as err:        # pylint: disable=broad-except
             sim.shutdown(hard=True)
-            return f'{plan}: {type(err).__name__}: {err}; ' + sim.get_log()
+            return f'{plan}: {type(err).__name__}: {err}; status ' \
+                f'{sim.exitcode()}; {sim.get_log()}'
         report = sim.model.report()
         errors = [e for e in ERROR.findall(sim.get_log())
                   if not FOLLOWS.match(e)]
@@ -616,7 +618,7 @@ class HostileGuests(Hostile):
                 self.sim.cmd('set-action', reboot='shutdown')
 
         guest['args'] = ['-action', 'reboot=reset', *guest.get('args', ())]
-        sim = self.attack(guest, self.CONVERSIONS, batch=batch)
+        sim = self.attack(guest, self.CONVERSIONS, requests=100, batch=batch)
         self.assertGreater(len(sim.report['launches']), 5)
         self.assertEqual(sim.report['launches'],
                          [sim.report['launch']] * len(sim.report['launches']))
