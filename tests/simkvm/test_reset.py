@@ -267,9 +267,12 @@ class Resets(Machines):
             for block in info['blocks']:
                 # Each file has its own.
                 del block['inode']
-                # Slots come and go while a machine is put together.
+                # Slots come and go while a machine is put together, so their
+                # numbers differ, too.
                 bound[block['id']] = \
                     block['counters'].pop('bound'), len(block['slots'])
+                for slot in block['slots']:
+                    del slot['slot']
             return info, sim.cmd('query-launch-measurement')
 
         bound = {}
