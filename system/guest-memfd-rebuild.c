@@ -11,9 +11,11 @@
  * RAM of a confidential guest starts with zeros.  RAM of other guests keeps
  * its contents, as RAM of other kinds does, so it is copied.
  *
- * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest have
- * not been reset yet, so their disk I/O is completed first: it must not end
- * up in what the new guest is launched from.
+ * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest are
+ * reset only when the new VM is there.  So they are stopped first, as those of
+ * a VM that is stopped: what they have in flight must not end up in memory
+ * that the new guest is launched from, and if no new VM can be made, they must
+ * not ask the old one for its state any more.
  *
  * Pages of an old file that a device holds pinned live on until it lets them
  * go, out of everybody's reach.
@@ -52,11 +54,13 @@
 /*
  * How often a new VM was made; and of the last one:
  * @rebuilding: the reset is not over
+ * @devices_stopped: until it is
  * @failed: something has failed, so the guest must not run
  * @vcpus_lost: vCPUs were being made; QEMU cannot do that again if it fails
  */
 static uint64_t rebuilds;
 static bool rebuilding;
+static bool devices_stopped;
 static bool failed;
 static bool vcpus_lost;
 
@@ -83,9 +87,17 @@ RunState guest_memfd_state_after_reset(void)
     return failed ? runstate_get() : RUN_STATE_PRELAUNCH;
 }
 
-void guest_memfd_rebuild_vcpus(void)
+int guest_memfd_rebuild_vcpus(int (*rebind)(Error **errp), Error **errp)
 {
+    ERRP_GUARD();
+    int ret;
+
     vcpus_lost = true;
+    ret = rebind(errp);
+    if (*errp) {
+        error_report_err(error_copy(*errp));
+    }
+    return ret;
 }
 
 bool guest_memfd_rebuild_region_failed(bool create)
@@ -102,6 +114,10 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
         error_report("the guest cannot be reset any more, because a reset has "
                      "failed when its vCPUs were made anew; quit QEMU");
         return -EIO;
+    }
+    devices_stopped = runstate_is_running();
+    if (devices_stopped) {
+        vm_state_notify(false, RUN_STATE_PAUSED);
     }
     bdrv_drain_all();
     qatomic_inc(&rebuilds);
@@ -123,7 +139,10 @@ void guest_memfd_reset_end(void)
     rebuilding = false;
     if (failed) {
         vm_stop(RUN_STATE_INTERNAL_ERROR);
+    } else if (devices_stopped) {
+        vm_state_notify(true, RUN_STATE_RUNNING);
     }
+    devices_stopped = false;
 }
 
 void guest_memfd_launch_failed(Error *err)

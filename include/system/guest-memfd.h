@@ -538,11 +538,13 @@ uint64_t guest_memfd_rebuilds(void);
 bool guest_memfd_rebuild_failed(void);
 
 /**
- * guest_memfd_rebuild_vcpus: vCPUs are about to be made anew
+ * guest_memfd_rebuild_vcpus: make vCPUs anew
+ * @rebind: how
  *
- * QEMU frees a vCPU twice if that fails and is tried again.
+ * QEMU frees a vCPU twice if that fails and is tried again, so it is not.
+ * Returns: what @rebind does, 0 or -errno; errors are reported.
  */
-void guest_memfd_rebuild_vcpus(void);
+int guest_memfd_rebuild_vcpus(int (*rebind)(Error **errp), Error **errp);
 
 /**
  * guest_memfd_rebuild_region_failed: may a memslot that KVM refuses be missing?

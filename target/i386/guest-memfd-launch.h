@@ -19,6 +19,13 @@
 struct TdxGuest;
 
 /**
+ * guest_memfd_check_firmware: can the firmware of @ms be loaded again?
+ *
+ * Returns: 0; or -errno, and somebody was told why.
+ */
+int guest_memfd_check_firmware(MachineState *ms);
+
+/**
  * guest_memfd_snp_launch_check: can QEMU look at pages that it will launch?
  * @gpa, @size: bytes
  */
@@ -90,7 +97,7 @@ void guest_memfd_tdx_section_free(const TdxFirmwareEntry *entry);
  * @entry: its mem_ptr has the contents
  * @region: as for KVM_TDX_INIT_MEM_REGION; its source changes in place
  *
- * Returns: false as above.
+ * Returns: false as above, also if a step before has failed.
  */
 bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region);

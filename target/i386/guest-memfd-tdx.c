@@ -151,6 +151,9 @@ bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
     const char *name = section_name(entry);
     Error *err = NULL;
 
+    if (!guest_memfd_launch_ok()) {
+        return false;
+    }
     if (!guest_memfd_in_place()) {
         measure(entry->address, entry->size, contents);
         guest_memfd_launch_note(entry->address, entry->size, name, contents,

@@ -32,8 +32,9 @@ PAGE = 4096
 OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
-# What QEMU says of a reset that has failed, after the reason.
-FOLLOWS = re.compile('unable to rebuild guest')
+# What is said of a reset that has failed, after the reason.
+FOLLOWS = re.compile('.*(unable to rebuild guest|'
+                     'failed to create encryption context|SEV-SNP: failed)')
 SECRET = 0x5ec2e75ec2e75ec2
 
 
@@ -264,10 +265,17 @@ class Resets(Machines):
         def told():
             info = sim.cmd('query-guest-memfd')
             for block in info['blocks']:
-                # Of each file its own; what is allocated depends on touches.
+                # Each file has its own.
                 del block['inode']
+                # Slots come and go while a machine is put together, so their
+                # numbers differ, too.
+                bound[block['id']] = \
+                    block['counters'].pop('bound'), len(block['slots'])
+                for slot in block['slots']:
+                    del slot['slot']
             return info, sim.cmd('query-launch-measurement')
 
+        bound = {}
         sim.cmd('cont')
         self.wait_said(sim, 'n')
         first = told()
@@ -280,6 +288,8 @@ class Resets(Machines):
             self.reset(sim)
             self.wait_said(sim, 'n', n + 1)
             self.assertEqual(told(), first)
+            for name, (counted, slots) in bound.items():
+                self.assertEqual(counted, slots, name)
             for block in sim.cmd('query-guest-memfd')['blocks']:
                 self.assertNotEqual(block['inode'], inodes[block['id']])
 
@@ -532,7 +542,8 @@ class InPlace(Resets):
             sim.shutdown()
         except Exception as err:        # pylint: disable=broad-except
             sim.shutdown(hard=True)
-            return f'{plan}: {type(err).__name__}: {err}; ' + sim.get_log()
+            return f'{plan}: {type(err).__name__}: {err}; status ' \
+                f'{sim.exitcode()}; {sim.get_log()}'
         report = sim.model.report()
         errors = [e for e in ERROR.findall(sim.get_log())
                   if not FOLLOWS.match(e)]
@@ -610,7 +621,7 @@ class HostileGuests(Hostile):
                 self.sim.cmd('set-action', reboot='shutdown')
 
         guest['args'] = ['-action', 'reboot=reset', *guest.get('args', ())]
-        sim = self.attack(guest, self.CONVERSIONS, batch=batch)
+        sim = self.attack(guest, self.CONVERSIONS, requests=100, batch=batch)
         self.assertGreater(len(sim.report['launches']), 5)
         self.assertEqual(sim.report['launches'],
                          [sim.report['launch']] * len(sim.report['launches']))
