@@ -270,6 +270,8 @@ class Resets(Machines):
                 # Slots come and go while a machine is put together.
                 bound[block['id']] = \
                     block['counters'].pop('bound'), len(block['slots'])
+                for slot in block['slots']:
+                    del slot['slot']
             return info, sim.cmd('query-launch-measurement')
 
         bound = {}
