@@ -171,10 +171,9 @@ bool guest_memfd_starts_private(MemoryRegion *mr)
            !current_machine->cgs->starts_shared;
 }
 
-bool guest_memfd_firmware_is_private(MachineState *machine)
+bool guest_memfd_is_required(const MachineState *machine)
 {
-    return machine_require_guest_memfd(machine) &&
-           !machine->cgs->starts_shared;
+    return machine->cgs && machine->cgs->require_guest_memfd;
 }
 
 bool guest_memfd_is_launching(void)

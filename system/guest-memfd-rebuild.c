@@ -11,27 +11,33 @@
  * RAM of a confidential guest starts with zeros.  RAM of other guests keeps
  * its contents, as RAM of other kinds does, so it is copied.
  *
- * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest have
- * not been reset yet, so their disk I/O is completed first: it must not end
- * up in what the new guest is launched from.
+ * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest are
+ * reset only when the new VM is there.  So they are stopped first, as those of
+ * a VM that is stopped: what they have in flight must not end up in memory
+ * that the new guest is launched from, and if no new VM can be made, they must
+ * not ask the old one for its state any more.
  *
  * Pages of an old file that a device holds pinned live on until it lets them
  * go, out of everybody's reach.
  *
  * If anything fails, the VM is stopped and does not run again before another
  * reset has succeeded.  Each block is whole then, with its old file or a new
- * one; pages of blocks that were not finished are hidden from devices.
+ * one; pages of blocks that were not finished are hidden from devices.  That
+ * holds for calls of the kernel's which make memory, memslots or the launch; if
+ * QEMU cannot make a vCPU or an interrupt controller again, that is the end.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
 #include <sys/mman.h>
 #ifdef CONFIG_NUMA
+#include <numa.h>
 #include <numaif.h>
 #endif
 #include "block/block-global-state.h"
 #include "hw/core/boards.h"
 #include "qapi/error.h"
+#include "qemu/bitmap.h"
 #include "qemu/error-report.h"
 #include "qemu/units.h"
 #include "system/confidential-guest-support.h"
@@ -45,8 +51,21 @@
 /* Contents are copied in such pieces; where there are no pages, not at all. */
 #define COPY_BYTES (2 * MiB)
 
+/*
+ * How often a new VM was made; and of the last one:
+ * @rebuilding: the reset is not over
+ * @devices_stopped: until it is
+ * @failed: something has failed, so the guest must not run
+ * @vcpus_lost: vCPUs were being made; QEMU cannot do that again if it fails
+ */
 static uint64_t rebuilds;
+static bool rebuilding;
+static bool devices_stopped;
 static bool failed;
+static bool vcpus_lost;
+
+/* Of a step of a launch that QEMU goes on after; see guest_memfd_launch_ok(). */
+static Error *launch_error;
 
 uint64_t guest_memfd_rebuilds(void)
 {
@@ -68,17 +87,71 @@ RunState guest_memfd_state_after_reset(void)
     return failed ? runstate_get() : RUN_STATE_PRELAUNCH;
 }
 
+int guest_memfd_rebuild_vcpus(int (*rebind)(Error **errp), Error **errp)
+{
+    ERRP_GUARD();
+    int ret;
+
+    vcpus_lost = true;
+    ret = rebind(errp);
+    if (*errp) {
+        error_report_err(error_copy(*errp));
+    }
+    return ret;
+}
+
+bool guest_memfd_rebuild_region_failed(bool create)
+{
+    failed |= rebuilding && create;
+    return rebuilding;
+}
+
 int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
 {
     int ret;
 
+    if (vcpus_lost) {
+        error_report("the guest cannot be reset any more, because a reset has "
+                     "failed when its vCPUs were made anew; quit QEMU");
+        return -EIO;
+    }
+    devices_stopped = runstate_is_running();
+    if (devices_stopped) {
+        vm_state_notify(false, RUN_STATE_PAUSED);
+    }
     bdrv_drain_all();
     qatomic_inc(&rebuilds);
-    failed = true;
+    failed = false;
+    rebuilding = true;
     ret = rebuild(ms);
+    if (failed && !ret) {
+        ret = -EIO;
+    }
     trace_guest_memfd_rebuild(rebuilds, ret);
     failed = ret < 0;
+    rebuilding = !failed;
+    vcpus_lost &= failed;
     return ret;
+}
+
+void guest_memfd_reset_end(void)
+{
+    rebuilding = false;
+    if (failed) {
+        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    } else if (devices_stopped) {
+        vm_state_notify(true, RUN_STATE_RUNNING);
+    }
+    devices_stopped = false;
+}
+
+void guest_memfd_launch_failed(Error *err)
+{
+    error_report_err(err);
+    if (!rebuilds) {
+        exit(EXIT_FAILURE);
+    }
+    failed = true;
 }
 
 bool guest_memfd_relaunch_failed(int ret)
@@ -86,65 +159,67 @@ bool guest_memfd_relaunch_failed(int ret)
     if (!ret || !rebuilds) {
         return false;
     }
-    error_report("the guest cannot be launched again: %s; it needs another "
-                 "reset", strerror(ret < 0 ? -ret : EIO));
     failed = true;
-    vm_stop(RUN_STATE_INTERNAL_ERROR);
     return true;
 }
 
-#ifdef CONFIG_NUMA
-#define POLICY_NODES 1024
-/*
- * Policy: a NUMA policy, as get_mempolicy() tells it
- */
-typedef struct Policy {
-    int mode;
-    unsigned long nodes[POLICY_NODES / BITS_PER_LONG];
-} Policy;
-
-static void policy_get(const GuestMemfd *gmem, Policy *policy)
+Error **guest_memfd_launch_errp(void)
 {
-    if (get_mempolicy(&policy->mode, policy->nodes, POLICY_NODES, gmem->host,
-                      MPOL_F_ADDR)) {
-        policy->mode = MPOL_DEFAULT;
+    if (!rebuilds) {
+        return &error_fatal;
     }
+    return launch_error ? NULL : &launch_error;
 }
 
-static bool policy_set(const GuestMemfd *gmem, const Policy *policy,
-                       Error **errp)
+bool guest_memfd_launch_ok(void)
 {
-    if (policy->mode != MPOL_DEFAULT &&
-        mbind(gmem->host, gmem->size, policy->mode, policy->nodes,
-              POLICY_NODES, 0)) {
-        error_setg_errno(errp, errno, "cannot bind the memory to its NUMA "
-                         "nodes again");
+    if (launch_error) {
+        guest_memfd_launch_failed(g_steal_pointer(&launch_error));
+    }
+    return !failed;
+}
+
+/* NULL if the block is not the memory of a backend */
+static HostMemoryBackend *backend_of(const GuestMemfd *gmem)
+{
+    Object *owner = memory_region_owner(gmem->rb->mr);
+
+    return owner ? (HostMemoryBackend *)
+                   object_dynamic_cast(owner, TYPE_MEMORY_BACKEND) : NULL;
+}
+
+/*
+ * The NUMA policy of a backend, as QEMU has set it when the backend was made.
+ * It belongs to the file.
+ */
+static bool policy_set(const GuestMemfd *gmem, Error **errp)
+{
+#ifdef CONFIG_NUMA
+    HostMemoryBackend *backend = backend_of(gmem);
+    int mode = backend ? backend->policy : HOST_MEM_POLICY_DEFAULT;
+
+    if (mode == HOST_MEM_POLICY_DEFAULT) {
+        return true;
+    }
+#ifdef HAVE_NUMA_HAS_PREFERRED_MANY
+    if (mode == MPOL_PREFERRED && numa_has_preferred_many() > 0) {
+        mode = MPOL_PREFERRED_MANY;
+    }
+#endif
+    /* The kernel does not look at the last bit of as many as it is told. */
+    if (mbind(gmem->host, gmem->size, mode, backend->host_nodes,
+              find_last_bit(backend->host_nodes, MAX_NODES) + 2, 0)) {
+        error_setg_errno(errp, errno, "cannot bind it to its NUMA nodes");
         return false;
     }
-    return true;
-}
-#else
-typedef struct Policy {
-} Policy;
-
-static void policy_get(const GuestMemfd *gmem, Policy *policy)
-{
-}
-
-static bool policy_set(const GuestMemfd *gmem, const Policy *policy,
-                       Error **errp)
-{
-    return true;
-}
 #endif
+    return true;
+}
 
 /* Preallocate what the user wants preallocated. */
 static bool prealloc(const GuestMemfd *gmem, Error **errp)
 {
-    Object *owner = memory_region_owner(gmem->rb->mr);
-    HostMemoryBackend *backend = owner
-        ? (HostMemoryBackend *)object_dynamic_cast(owner, TYPE_MEMORY_BACKEND)
-        : NULL;
+    HostMemoryBackend *backend = backend_of(gmem);
 
     return !backend || !backend->prealloc ||
            guest_memfd_prealloc_mem(gmem->rb->fd, gmem->host, gmem->size,
@@ -228,7 +303,6 @@ static bool rebind_block(GuestMemfd *gmem, Error **errp)
     ERRP_GUARD();
     const char *name = memory_region_name(gmem->rb->mr);
     uint64_t old_inode = gmem->inode;
-    Policy policy = {};
 
     /* Memory that can be private is mapped by those only who unmap it. */
     if (!gmem->state.private && ram_block_discard_is_disabled()) {
@@ -237,16 +311,16 @@ static bool rebind_block(GuestMemfd *gmem, Error **errp)
                    "x-change-vmfd-on-reset=on", name);
         return false;
     }
-    policy_get(gmem, &policy);
     guest_memfd_notify_discard_all(gmem);
     guest_memfd_state_clear(gmem);
-    if (!replace_file(gmem, errp) || !policy_set(gmem, &policy, errp) ||
+    if (!replace_file(gmem, errp) || !policy_set(gmem, errp) ||
         !prealloc(gmem, errp)) {
         error_prepend(errp, "memory '%s' cannot become that of a new VM: ",
                       name);
         return false;
     }
     guest_memfd_state_reset(gmem);
+    gmem->bound = gmem->plain = gmem->replaced = 0;
     trace_guest_memfd_rebind(name, old_inode, gmem->inode);
     return true;
 }

@@ -213,7 +213,7 @@ bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret)
     uint64_t attributes = run->hypercall.args[2];
 
     if (run->hypercall.nr != KVM_HC_MAP_GPA_RANGE ||
-        !machine_require_guest_memfd(current_machine)) {
+        !guest_memfd_is_required(current_machine)) {
         return false;
     }
     *ret = 0;
@@ -292,7 +292,7 @@ static int serve_fault(hwaddr gpa, hwaddr size, bool private)
         wanted.private != private) {
         wanted = (Wanted) { .gpa = gpa, .size = size, .private = private };
     }
-    ret = machine_require_guest_memfd(current_machine) ? convert() : -EINVAL;
+    ret = guest_memfd_is_required(current_machine) ? convert() : -EINVAL;
     if (ret == -EINTR) {
         return EXCP_INTERRUPT;
     }

@@ -347,7 +347,7 @@ static int delete_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 {
     int ret = set_region(gmem, s, 0);
 
-    if (ret < 0) {
+    if (ret < 0 && !guest_memfd_rebuild_region_failed(false)) {
         error_report("KVM does not delete a memslot of '%s': slot %u, gpa 0x%"
                      PRIx64 ", 0x%" PRIx64 " bytes: %s",
                      memory_region_name(gmem->rb->mr), s->slot, s->gpa,
@@ -393,6 +393,12 @@ static int update_slot(GuestMemfd *gmem, GuestMemfdSlot *s, uint32_t flags)
     return ret;
 }
 
+int kvm_guest_memfd_region_result(const KVMSlot *slot, int ret)
+{
+    return ret < 0 && guest_memfd_rebuild_region_failed(slot->memory_size)
+           ? 0 : ret;
+}
+
 bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
                                 bool new, int *ret)
 {
@@ -406,11 +412,14 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
     if (new) {
         *ret = add_slot(gmem, kml, slot);
     } else {
+        /* There is none if a VM could not be made anew. */
         s = find_slot(gmem, kml, slot);
-        *ret = slot->memory_size
-               ? update_slot(gmem, s, slot_flags(gmem, slot))
-               : delete_slot(gmem, s);
+        *ret = !s ? 0
+             : slot->memory_size
+             ? update_slot(gmem, s, slot_flags(gmem, slot))
+             : delete_slot(gmem, s);
     }
+    *ret = kvm_guest_memfd_region_result(slot, *ret);
     if (*ret == 0) {
         slot->old_flags = slot->flags;
     } else if (gmem->state.private) {

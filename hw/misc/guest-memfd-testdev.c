@@ -31,7 +31,8 @@
  *
  * @errors: how many things did not fit.  The first few are reported
  * @mapped-pages: pages that are mapped now; one in two sections counts twice
- * @populates, @discards: how often it was told to map and unmap
+ * @populates, @discards: how often it was told to map, and to unmap something
+ *                       of that
  * @check: compares everything: the books with what the memory's manager says,
  *         with QEMU's state of pages, and with what can be read.  A page that
  *         is private must be unreadable, unless a device has touched it and
@@ -313,12 +314,13 @@ static void notify_discard(RamDiscardListener *rdl,
     GuestMemfdTestdev *t = s->dev;
     uint64_t first, end, page;
 
-    t->discards++;
     if (!pages_of(s, section, &first, &end)) {
         broken(t, "told to unmap 0x%" HWADDR_PRIx ", which was not registered",
                section->offset_within_address_space);
         return;
     }
+    t->discards += find_next_bit(s->mapped, end, first) < end ||
+                   find_next_bit(s->refused, end, first) < end;
     check_mapped(s, first, end);
     for (page = first; page < end; page++) {
         bool mapped = test_and_clear_bit(page, s->mapped);

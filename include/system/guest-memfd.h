@@ -273,11 +273,11 @@ bool guest_memfd_ram_is_separate(const RAMBlock *rb);
 bool guest_memfd_starts_private(MemoryRegion *mr);
 
 /**
- * guest_memfd_firmware_is_private: is firmware of @machine private memory?
+ * guest_memfd_is_required: can RAM of @machine's guest be private?
  *
- * Else it is what it is in guests without private memory.
+ * Firmware can only if machine_require_guest_memfd() says so, too.
  */
-bool guest_memfd_firmware_is_private(MachineState *machine);
+bool guest_memfd_is_required(const MachineState *machine);
 
 /**
  * guest_memfd_prealloc_mem: qemu_prealloc_mem() that knows guest_memfd
@@ -538,6 +538,30 @@ uint64_t guest_memfd_rebuilds(void);
 bool guest_memfd_rebuild_failed(void);
 
 /**
+ * guest_memfd_rebuild_vcpus: make vCPUs anew
+ * @rebind: how
+ *
+ * QEMU frees a vCPU twice if that fails and is tried again, so it is not.
+ * Returns: what @rebind does, 0 or -errno; errors are reported.
+ */
+int guest_memfd_rebuild_vcpus(int (*rebind)(Error **errp), Error **errp);
+
+/**
+ * guest_memfd_rebuild_region_failed: may a memslot that KVM refuses be missing?
+ * @create: KVM has refused to create it, not to delete it
+ *
+ * Returns: true during a reset that makes a new VM: slots of the old one go
+ * with it, and without a slot the new one does not run.
+ */
+bool guest_memfd_rebuild_region_failed(bool create);
+
+/** guest_memfd_reset_end: the devices are reset, and the guest is launched. */
+void guest_memfd_reset_end(void);
+
+/** guest_memfd_state_after_reset: of a VM that does not run. */
+RunState guest_memfd_state_after_reset(void);
+
+/**
  * guest_memfd_may_launch: may a reset launch the guest?
  *
  * A guest with a new VM has to be launched before it runs on, even if it is
@@ -546,16 +570,32 @@ bool guest_memfd_rebuild_failed(void);
 bool guest_memfd_may_launch(void);
 
 /**
- * guest_memfd_relaunch_failed: can the guest not be launched again?
+ * guest_memfd_launch_failed: the guest cannot be launched
+ * @err: why; reported and freed
+ *
+ * If it was to be launched for the first time, QEMU ends.  Else the VM is
+ * stopped when the reset is over.
+ */
+void guest_memfd_launch_failed(Error *err);
+
+/**
+ * guest_memfd_relaunch_failed: the same for an error of QEMU's, which reports it
  * @ret: what a step of the launch has come to; not 0 is an error
  *
- * Returns: false if it can; or if it is launched for the first time, where an
- * error is the end of QEMU.  If true, somebody was told and the VM is stopped.
+ * Returns: false if there is no error, or if QEMU is to end as it would.
  */
 bool guest_memfd_relaunch_failed(int ret);
 
-/** guest_memfd_state_after_reset: of a VM that does not run. */
-RunState guest_memfd_state_after_reset(void);
+/**
+ * guest_memfd_launch_errp: for a step that QEMU expects to end it on error
+ *
+ * Returns: error_fatal for the first launch.  Else what guest_memfd_launch_ok()
+ * looks at; that has to be called before the launch is finished.
+ */
+Error **guest_memfd_launch_errp(void);
+
+/** guest_memfd_launch_ok: has every step of the launch succeeded so far? */
+bool guest_memfd_launch_ok(void);
 
 /* system/guest-memfd-launch.c: firmware and RAM of a guest, before it runs */
 
@@ -695,6 +735,16 @@ int kvm_guest_memfd_create(uint64_t size, Error **errp);
  */
 bool kvm_guest_memfd_set_region(struct KVMMemoryListener *kml,
                                 struct KVMSlot *slot, bool new, int *ret);
+
+/**
+ * kvm_guest_memfd_region_result: what becomes of a memslot that KVM refuses
+ * @slot: as above; need not be on a guest_memfd
+ * @ret: 0 or -errno of KVM, which was reported
+ *
+ * Our caller's caller aborts on an error, even where a slot may be missing.
+ * Returns: 0 there; else @ret.
+ */
+int kvm_guest_memfd_region_result(const struct KVMSlot *slot, int ret);
 
 /**
  * kvm_guest_memfd_commit: bind slots that were aliases and no longer are

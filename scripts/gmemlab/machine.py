@@ -46,13 +46,14 @@ def size(path):
 
 
 class Emulator(QEMUMachine):
-    """Our emulator, which is killed where it stands still.
+    """Our emulator, which is killed where it stands still, and ends with us.
 
     What QEMUMachine's methods wait for has no limit, or a fixed one.
     """
 
-    def __init__(self, **kwargs):
-        super().__init__(emulator(), **kwargs)
+    def __init__(self, args=(), **kwargs):
+        super().__init__(emulator(), args=[
+            '-run-with', 'exit-with-parent=on', *args], **kwargs)
 
     def files(self):
         """Paths of files that grow when it makes progress."""

@@ -2,8 +2,9 @@
  * Launch of SEV-SNP and TDX guests: memory in place, and what is measured
  *
  * QEMU's launch code calls these in both ways of memory.  Where it is
- * separate, they do what QEMU does.  What cannot be launched ends QEMU, as
- * any failure of a launch does.  All are called with the BQL held.
+ * separate, they do what QEMU does.  Firmware that cannot be launched ends
+ * QEMU, as in QEMU itself; so does any other failure of a first launch.  All
+ * are called with the BQL held.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -55,8 +56,13 @@ void *guest_memfd_snp_cpuid_page(void *hva);
  */
 int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size);
 
-/** guest_memfd_snp_launch_finish: all is populated; nothing is finished. */
-void guest_memfd_snp_launch_finish(void);
+/**
+ * guest_memfd_snp_launch_finish: all is populated; nothing is finished
+ *
+ * Returns: false if the guest cannot be launched; see
+ * guest_memfd_launch_failed().
+ */
+bool guest_memfd_snp_launch_finish(void);
 
 /**
  * guest_memfd_tdx_contents: a section that is in the firmware's image
@@ -83,14 +89,18 @@ void guest_memfd_tdx_section_free(const TdxFirmwareEntry *entry);
  * guest_memfd_tdx_launch_range: make a section private, to be populated
  * @entry: its mem_ptr has the contents
  * @region: as for KVM_TDX_INIT_MEM_REGION; its source changes in place
+ *
+ * Returns: false as above, also if a step before has failed.
  */
-void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
+bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region);
 
 /**
  * guest_memfd_tdx_launch_finish: all is populated; nothing is finalized
  * @image: the block that the firmware was loaded into
+ *
+ * Returns: false as above, also if a step before has failed.
  */
-void guest_memfd_tdx_launch_finish(RAMBlock *image);
+bool guest_memfd_tdx_launch_finish(RAMBlock *image);
 
 #endif

@@ -92,6 +92,7 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     bool written = update->type != KVM_SEV_SNP_PAGE_TYPE_ZERO &&
                    update->type != KVM_SEV_SNP_PAGE_TYPE_SECRETS;
     void *host = (void *)(uintptr_t)update->uaddr;
+    Error *err = NULL;
     int ret;
 
     if (!guest_memfd_in_place()) {
@@ -119,7 +120,10 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
         memcpy(snp_cpuid_page, host, size);
         update->uaddr = (uintptr_t)snp_cpuid_page;
     }
-    guest_memfd_launch_range(gpa, size, type, written, measured, &error_fatal);
+    if (!guest_memfd_launch_range(gpa, size, type, written, measured, &err)) {
+        guest_memfd_launch_failed(err);
+        return -EIO;
+    }
     return 0;
 }
 
@@ -148,12 +152,18 @@ int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size)
     return 0;
 }
 
-void guest_memfd_snp_launch_finish(void)
+bool guest_memfd_snp_launch_finish(void)
 {
+    Error *err = NULL;
+
     if (guest_memfd_in_place()) {
-        guest_memfd_launch_finish(&error_fatal);
         qemu_vfree(snp_cpuid_page);
         snp_cpuid_page = NULL;
+        if (!guest_memfd_launch_finish(&err)) {
+            guest_memfd_launch_failed(err);
+            return false;
+        }
     }
     guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_SEV_SNP, snp_digest);
+    return true;
 }

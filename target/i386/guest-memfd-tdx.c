@@ -143,41 +143,55 @@ static void measure(hwaddr gpa, hwaddr size, const uint8_t *contents)
     }
 }
 
-void guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
+bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region)
 {
     bool measured = entry->attributes & TDVF_SECTION_ATTRIBUTES_MR_EXTEND;
     const void *contents = measured ? entry->mem_ptr : NULL;
     const char *name = section_name(entry);
+    Error *err = NULL;
 
+    if (!guest_memfd_launch_ok()) {
+        return false;
+    }
     if (!guest_memfd_in_place()) {
         measure(entry->address, entry->size, contents);
         guest_memfd_launch_note(entry->address, entry->size, name, contents,
                                 &error_fatal);
-        return;
+        return true;
     }
     /* A range that cannot be launched may not be readable either. */
     guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
     measure(entry->address, entry->size, contents);
-    guest_memfd_launch_range(entry->address, entry->size, name, true, measured,
-                             &error_fatal);
+    if (!guest_memfd_launch_range(entry->address, entry->size, name, true,
+                                  measured, &err)) {
+        guest_memfd_launch_failed(err);
+        return false;
+    }
     region->source_addr = 0;
+    return true;
 }
 
-void guest_memfd_tdx_launch_finish(RAMBlock *image)
+bool guest_memfd_tdx_launch_finish(RAMBlock *image)
 {
     uint8_t digest[GUEST_MEMFD_DIGEST];
     uint8_t *result = digest;
     size_t size = sizeof(digest);
+    Error *err = NULL;
 
-    if (guest_memfd_in_place()) {
-        guest_memfd_launch_finish(&error_fatal);
-    } else {
+    if (!guest_memfd_launch_ok()) {
+        return false;
+    }
+    if (!guest_memfd_in_place()) {
         /* It was copied; nobody needs it any more. */
         ram_block_discard_shared_range(image, 0, image->max_length);
+    } else if (!guest_memfd_launch_finish(&err)) {
+        guest_memfd_launch_failed(err);
+        return false;
     }
     qcrypto_hash_finalize_bytes(tdx_mrtd, &result, &size, &error_fatal);
     guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_TDX, digest);
     qcrypto_hash_free(tdx_mrtd);
     tdx_mrtd = NULL;
+    return true;
 }

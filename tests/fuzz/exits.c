@@ -254,7 +254,7 @@ Monitor *monitor_cur(void)
 
 /* The machine */
 
-bool machine_require_guest_memfd(MachineState *m)
+bool guest_memfd_is_required(const MachineState *m)
 {
     return guest_type != GUEST_ORDINARY;
 }

@@ -33,8 +33,8 @@ OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
 # What is said of a reset that has failed, after the reason.
-FOLLOWS = re.compile('.*(unable to rebuild guest|cannot be launched again|'
-                     'failed to create encryption context)')
+FOLLOWS = re.compile('unable to rebuild guest|.*cannot be launched again|'
+                     'sev_common_kvm_init: failed to create|SEV-SNP: failed')
 SECRET = 0x5ec2e75ec2e75ec2
 
 
