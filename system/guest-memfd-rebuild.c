@@ -86,9 +86,9 @@ bool guest_memfd_may_launch(void)
     return !failed && (rebuilds || runstate_is_running());
 }
 
-bool guest_memfd_rebuild_again(void)
+int guest_memfd_rebuild_notify(int (*notify)(Error **errp), Error **errp)
 {
-    return incomplete;
+    return incomplete ? 0 : notify(errp);
 }
 
 RunState guest_memfd_state_after_reset(void)

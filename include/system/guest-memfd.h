@@ -537,8 +537,14 @@ uint64_t guest_memfd_rebuilds(void);
  */
 bool guest_memfd_rebuild_failed(void);
 
-/** guest_memfd_rebuild_again: has the last attempt left no whole VM? */
-bool guest_memfd_rebuild_again(void);
+/**
+ * guest_memfd_rebuild_notify: have QEMU save what the VM knows
+ * @notify: how
+ *
+ * Not if the last attempt has left no whole VM: what it was is saved.
+ * Returns: what @notify does, 0 or -errno.
+ */
+int guest_memfd_rebuild_notify(int (*notify)(Error **errp), Error **errp);
 
 /**
  * guest_memfd_rebuild_vcpus: make vCPUs anew

@@ -64,6 +64,68 @@ class Boot(BaremetalTest):
         self.assertTrue(guest.bound())
 
 
+class NewVm(BaremetalTest):
+    """A reset that makes a new VM, which takes another file."""
+
+    MACHINE = 'q35,x-change-vmfd-on-reset=on'
+
+    def check_resets(self, guest, times=2):
+        for _ in range(times):
+            guest.assert_works(1)
+            inode = guest.block()['inode']
+            guest.cmd('system_reset')
+            guest.event_wait('RESET')
+            self.assertNotEqual(guest.block()['inode'], inode)
+        guest.assert_works()
+        self.assertTrue(guest.bound())
+
+    def test_1_and_2_vcpus(self):
+        for cpus in 1, 2:
+            guest = self.start(machine=self.MACHINE, cpus=cpus)
+            self.check_resets(guest)
+            self.check_that_ram_is_guest_memfd(guest, Guest.SIZE)
+            guest.shutdown()
+
+    def test_microvm(self):
+        self.check_resets(self.start(
+            machine='microvm,x-change-vmfd-on-reset=on'))
+
+    def save(self, guest):
+        """A part of what the guest checks."""
+        path = os.path.join(self.dir, 'memory')
+        guest.cmd('pmemsave', val=40 << 20, size=1 << 20, filename=path)
+        with open(path, 'rb') as f:
+            return f.read()
+
+    def test_memory_keeps_its_contents(self):
+        """As with any other backend."""
+        for backend in GUEST_MEMFD, MEMFD:
+            guest = self.start(machine=self.MACHINE, backend=backend)
+            guest.assert_works()
+            guest.cmd('stop')
+            before = self.save(guest)
+            self.assertTrue(any(before))
+            guest.cmd('system_reset')
+            guest.event_wait('RESET')
+            self.assertEqual(self.save(guest), before)
+            guest.cmd('cont')
+            guest.assert_works()
+            guest.shutdown()
+
+    def test_migration_afterwards(self):
+        source = self.start('source', machine=self.MACHINE)
+        self.check_resets(source, 1)
+        target = self.start('target', machine=self.MACHINE,
+                            args=['-incoming', 'defer'])
+        path = os.path.join(self.dir, 'migration')
+        target.cmd('migrate-incoming', uri='unix:' + path)
+        source.migrate_to('unix:' + path)
+        wait_for('the target to run', lambda:
+                 target.cmd('query-status')['status'] == 'running', target)
+        target.assert_works()
+        self.check_resets(target, 1)
+
+
 class DirtyLog(BaremetalTest):
     """Slots are replaced while vCPUs run, and no access is lost."""
 
