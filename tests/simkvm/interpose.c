@@ -12,7 +12,9 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <linux/mempolicy.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include "simkvm.h"
 
@@ -508,6 +510,48 @@ int mprotect(void *addr, size_t len, int prot)
     }
     sim_gmem_unref(gmem);
     return result(-EACCES);
+}
+
+/*
+ * A NUMA policy is the file's, whatever the state of a page, but where a page
+ * is private the mapping is of another file: ask for the view instead.
+ */
+static void *policy_address(void *addr, SimGmem **gmem)
+{
+    uint64_t offset;
+
+    *gmem = begun ? sim_gmem_at(addr, &offset) : NULL;
+    return *gmem ? (*gmem)->view + offset : addr;
+}
+
+long mbind(void *addr, unsigned long len, int mode, const unsigned long *nodes,
+           unsigned long max, unsigned flags)
+{
+    SimGmem *gmem;
+    long ret;
+
+    addr = policy_address(addr, &gmem);
+    ret = syscall(SYS_mbind, addr, len, mode, nodes, max, flags);
+    if (gmem) {
+        sim_gmem_unref(gmem);
+    }
+    return ret;
+}
+
+long get_mempolicy(int *mode, unsigned long *nodes, unsigned long max,
+                   void *addr, unsigned flags)
+{
+    SimGmem *gmem = NULL;
+    long ret;
+
+    if (flags & MPOL_F_ADDR) {
+        addr = policy_address(addr, &gmem);
+    }
+    ret = syscall(SYS_get_mempolicy, mode, nodes, max, addr, flags);
+    if (gmem) {
+        sim_gmem_unref(gmem);
+    }
+    return ret;
 }
 
 /* --- touches of private pages --- */
