@@ -41,8 +41,10 @@
 #include "qemu/error-report.h"
 #include "qemu/units.h"
 #include "system/confidential-guest-support.h"
+#include "system/cpus.h"
 #include "system/guest-memfd.h"
 #include "system/hostmem.h"
+#include "system/kvm.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 #include "system/runstate.h"
@@ -56,12 +58,14 @@
  * @rebuilding: the reset is not over
  * @devices_stopped: until it is
  * @failed: something has failed, so the guest must not run
+ * @incomplete: there is no VM, or one that lacks something
  * @vcpus_lost: vCPUs were being made; QEMU cannot do that again if it fails
  */
 static uint64_t rebuilds;
 static bool rebuilding;
 static bool devices_stopped;
 static bool failed;
+static bool incomplete;
 static bool vcpus_lost;
 
 /* Of a step of a launch that QEMU goes on after; see guest_memfd_launch_ok(). */
@@ -80,6 +84,11 @@ bool guest_memfd_rebuild_failed(void)
 bool guest_memfd_may_launch(void)
 {
     return !failed && (rebuilds || runstate_is_running());
+}
+
+bool guest_memfd_rebuild_again(void)
+{
+    return incomplete;
 }
 
 RunState guest_memfd_state_after_reset(void)
@@ -108,6 +117,7 @@ bool guest_memfd_rebuild_region_failed(bool create)
 
 int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
 {
+    bool protected = !cpus_are_resettable();
     int ret;
 
     if (vcpus_lost) {
@@ -129,8 +139,13 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
     }
     trace_guest_memfd_rebuild(rebuilds, ret);
     failed = ret < 0;
+    incomplete = failed;
     rebuilding = !failed;
     vcpus_lost &= failed;
+    if (failed && protected) {
+        /* It is not, but it will not do to reset what there is. */
+        kvm_mark_guest_state_protected();
+    }
     return ret;
 }
 
@@ -138,6 +153,10 @@ void guest_memfd_reset_end(void)
 {
     rebuilding = false;
     if (failed) {
+        /* As above: the next reset has to make a new VM. */
+        if (current_machine->cgs) {
+            kvm_mark_guest_state_protected();
+        }
         vm_stop(RUN_STATE_INTERNAL_ERROR);
     } else if (devices_stopped) {
         vm_state_notify(true, RUN_STATE_RUNNING);

@@ -33,3 +33,8 @@ int kvm_convert_memory(hwaddr start, hwaddr size, bool to_private)
 {
     return -ENOSYS;
 }
+
+void kvm_mark_guest_state_protected(void)
+{
+    g_assert_not_reached();
+}

@@ -537,6 +537,9 @@ uint64_t guest_memfd_rebuilds(void);
  */
 bool guest_memfd_rebuild_failed(void);
 
+/** guest_memfd_rebuild_again: has the last attempt left no whole VM? */
+bool guest_memfd_rebuild_again(void);
+
 /**
  * guest_memfd_rebuild_vcpus: make vCPUs anew
  * @rebind: how

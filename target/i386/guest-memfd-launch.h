@@ -19,6 +19,13 @@
 struct TdxGuest;
 
 /**
+ * guest_memfd_check_firmware: can the firmware of @ms be loaded again?
+ *
+ * Returns: 0; or -errno, and somebody was told why.
+ */
+int guest_memfd_check_firmware(MachineState *ms);
+
+/**
  * guest_memfd_snp_launch_check: can QEMU look at pages that it will launch?
  * @gpa, @size: bytes
  */

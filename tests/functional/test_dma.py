@@ -261,7 +261,7 @@ class Secrets(DmaTest):
                     if not shared:
                         text += f'check {DATA:#x} {PAGES} {self.SEED}\n'
         # What fw_cfg has got it tells itself.
-        return text + (f'patience 10000\nconvert {ASIDE:#x} 1 shared\n' +
+        return text + (f'patience 1000000\nconvert {ASIDE:#x} 1 shared\n' +
                        dma('fw_cfg', 'buffer', 'in', 1, 1,
                            {'buffer': f'{ASIDE:#x} 1'}) +
                        f'mmio-read {ASIDE:#x} 8\n')
@@ -300,7 +300,7 @@ class Race(DmaTest):
                 ''.join(dma(*kind, self.COUNT) for kind in kinds) +
                 f'cpu 1\nalternate {self.SEED} {ALL}\nbarrier\nend\ncpu 0\n'
                 f'check {ASIDE:#x} 64 {self.SEED}\n'
-                f'convert {ALL} shared\npatience 10000\n' +
+                f'convert {ALL} shared\npatience 1000000\n' +
                 ''.join(dma(*kind, 3, 3) for kind in kinds))
 
     def check_race(self, names=NAMES, ranges=RANGES, rounds=None, **kwargs):

@@ -55,7 +55,7 @@ def one_converts(device, times, kind):
            'cpu 0\npatience 20\n' + ''.join(
                f'dma {device} {kind} {GPA} {PAGES} {way} {times}\n'
                for way in ('in', 'out')) + \
-           'cpu all\nbarrier\ncpu 0\npatience 10000\n' \
+           'cpu all\nbarrier\ncpu 0\npatience 1000000\n' \
            f'convert {GPA} {PAGES} shared\n{works}'
 
 

@@ -26,6 +26,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "exec/cpu-common.h"
 #include "monitor/monitor.h"
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
@@ -37,11 +38,13 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/thread.h"
+#include "exec/cpu-common.h"
 #include "monitor/monitor.h"
 #include "system/address-spaces.h"
 #include "system/confidential-guest-support.h"
 #include "system/cpus.h"
 #include "system/guest-memfd.h"
+#include "gmem/tests/include/test-discard-manager.h"
 #include "system/guest-memfd-access.h"
 #include "system/memory-internal.h"
 #include "exits.h"
@@ -88,6 +91,7 @@ typedef struct Block {
     RAMBlock rb;
     MemoryRegion mr;
     RamBlockAttributes attributes;
+    TestManager manager;
     Listener listeners[LISTENERS];
     uint8_t private[PAGES];
     uint8_t model[PAGES];
@@ -250,6 +254,18 @@ int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 Monitor *monitor_cur(void)
 {
     return NULL;
+}
+
+Object *object_dynamic_cast(Object *obj, const char *type)
+{
+    return NULL;
+}
+
+Object *object_dynamic_cast_assert(Object *obj, const char *type,
+                                   const char *file, int line,
+                                   const char *func)
+{
+    return obj;
 }
 
 /* The machine */
@@ -444,7 +460,8 @@ static Listener *section_of(RamDiscardListener *rdl,
     return l;
 }
 
-static int notify_populate(RamDiscardListener *rdl, MemoryRegionSection *s)
+static int notify_populate(RamDiscardListener *rdl,
+                           const MemoryRegionSection *s)
 {
     uint64_t first, pages, page;
     Listener *l = section_of(rdl, s, &first, &pages);
@@ -462,7 +479,8 @@ static int notify_populate(RamDiscardListener *rdl, MemoryRegionSection *s)
     return ret;
 }
 
-static void notify_discard(RamDiscardListener *rdl, MemoryRegionSection *s)
+static void notify_discard(RamDiscardListener *rdl,
+                           const MemoryRegionSection *s)
 {
     uint64_t first, pages, page;
     Listener *l = section_of(rdl, s, &first, &pages);
@@ -476,7 +494,47 @@ static void notify_discard(RamDiscardListener *rdl, MemoryRegionSection *s)
     }
 }
 
-/* As RamBlockAttributes does it; what is mapped first stands in the bitmap. */
+bool guest_memfd_has_listeners(const GuestMemfd *gmem)
+{
+    return qatomic_read(&container_of(gmem, Block, gmem)->manager.count);
+}
+
+int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    return test_manager_populate(&container_of(gmem, Block, gmem)->manager,
+                                 offset, size);
+}
+
+void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    test_manager_discard(&container_of(gmem, Block, gmem)->manager, offset,
+                         size);
+}
+
+static void listener_lost(RamDiscardListener *rdl, const MemoryRegionSection *s)
+{
+    uint64_t first, pages;
+    Listener *l = section_of(rdl, s, &first, &pages);
+
+    QEMU_LOCK_GUARD(&kernel_lock);
+    memset(l->refused + first, 1, pages);
+}
+
+/* May devices map the page? */
+static bool is_shown(Block *b, uint64_t page)
+{
+    GuestMemfdState *s = &b->gmem.state;
+
+    if (guest_type == GUEST_SEPARATE) {
+        return test_bit(page, b->attributes.bitmap);
+    }
+    QEMU_LOCK_GUARD(&s->lock);
+    return !s->shown || test_bit(page, s->shown);
+}
+
+/* What is mapped first is what is shown. */
 static void set_registered(Listener *l, bool registered)
 {
     Block *b = &blocks[l->block];
@@ -488,24 +546,31 @@ static void set_registered(Listener *l, bool registered)
     }
     l->registered = registered;
     if (registered) {
-        guest_memfd_listen(&b->rb, true);
-        QLIST_INSERT_HEAD(&b->attributes.rdl_list, &l->rdl, next);
+        test_manager_add(&b->manager, &l->rdl);
     }
-    WITH_QEMU_LOCK_GUARD(&kernel_lock) {
-        for (page = first; page < end; page++) {
-            bool shared = test_bit(page, b->attributes.bitmap);
+    for (page = first; page < end; page++) {
+        bool shown = is_shown(b, page);
 
-            g_assert_cmpint(l->mapped[page], ==, !registered && shared &&
-                                                 !l->refused[page]);
-            g_assert_false(shared && b->private[page]);
-            l->mapped[page] = registered && shared;
-            l->refused[page] = 0;
-        }
+        QEMU_LOCK_GUARD(&kernel_lock);
+        g_assert_cmpint(l->mapped[page], ==, !registered && shown &&
+                                             !l->refused[page]);
+        g_assert_false(shown && b->private[page]);
+        l->mapped[page] = registered && shown;
+        l->refused[page] = 0;
     }
     if (!registered) {
-        QLIST_REMOVE(&l->rdl, next);
-        guest_memfd_listen(&b->rb, false);
+        test_manager_remove(&b->manager, &l->rdl);
     }
+}
+
+bool guest_memfd_is_launching(void)
+{
+    return false;
+}
+
+uint64_t guest_memfd_rebuilds(void)
+{
+    return 0;
 }
 
 /* Guest physical addresses */
@@ -709,8 +774,7 @@ static void check(void)
 
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
-            g_assert_cmpint(is_private, !=,
-                            test_bit(page, b->attributes.bitmap));
+            g_assert_cmpint(is_private, !=, is_shown(b, page));
             private += is_private;
             for (k = 0; k < LISTENERS; k++) {
                 Listener *l = &b->listeners[k];
@@ -724,7 +788,7 @@ static void check(void)
             }
         }
         for (k = 0; k < s->covered_pages; k++) {
-            g_assert_false(test_bit(s->covered[k], b->attributes.bitmap));
+            g_assert_false(is_shown(b, s->covered[k]));
         }
         if (guest_type != GUEST_SEPARATE) {
             g_assert_cmpint(s->private_pages, ==, private);
@@ -1214,7 +1278,7 @@ void guest_begin(GuestType type)
         b->attributes.bitmap_size = PAGES;
         b->attributes.bitmap = bitmap_new(PAGES);
         bitmap_set(b->attributes.bitmap, 0, PAGES);
-        QLIST_INIT(&b->attributes.rdl_list);
+        b->manager.lost = listener_lost;
         guest_memfd_state_init(&b->gmem, guest_memfd_in_place());
         for (k = 0; k < LISTENERS; k++) {
             Listener *l = &b->listeners[k];
@@ -1222,7 +1286,7 @@ void guest_begin(GuestType type)
             l->block = i;
             set_section(l, k == 1 ? B_FIRST : 0, k == 1 ? B_PAGES : PAGES);
             ram_discard_listener_init(&l->rdl, notify_populate,
-                                      notify_discard, true);
+                                      notify_discard);
             /* Block 2 has nobody at first, so that no BQL is needed. */
             set_registered(l, type != GUEST_SEPARATE && k < 2 && i < 2);
         }

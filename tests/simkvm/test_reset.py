@@ -9,9 +9,11 @@ from collections import Counter
 import errno
 import os
 import re
+import shutil
 
 from gmemlab.machine import GUEST_MEMFD, wait_for
 from gmemlab.simkvm import lacks_tdx, snp
+from qemu.qmp import ExecuteError
 from simtest import SimTest
 from test_hostile import Hostile
 from test_in_place_faults import ERRNOS, THREADS
@@ -33,8 +35,8 @@ OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
 # What is said of a reset that has failed, after the reason.
-FOLLOWS = re.compile('unable to rebuild guest|.*cannot be launched again|'
-                     'sev_common_kvm_init: failed to create|SEV-SNP: failed')
+FOLLOWS = re.compile('.*(unable to rebuild guest|'
+                     'failed to create encryption context|SEV-SNP: failed)')
 SECRET = 0x5ec2e75ec2e75ec2
 
 
@@ -267,7 +269,8 @@ class Resets(Machines):
             for block in info['blocks']:
                 # Each file has its own.
                 del block['inode']
-                # Slots come and go while a machine is put together.
+                # Slots come and go while a machine is put together, so their
+                # numbers differ, too.
                 bound[block['id']] = \
                     block['counters'].pop('bound'), len(block['slots'])
                 for slot in block['slots']:
@@ -579,6 +582,64 @@ class InPlace(Resets):
                 lambda plan: self.outcome(plan, digest), plans) if o]
         self.assertEqual(wrong, [], f'{len(wrong)} of {len(plans)}:\n' +
                          '\n'.join(wrong))
+
+
+    @staticmethod
+    def errors(sim):
+        """Reasons for which resets have failed so far."""
+        sim.state()
+        return [error for error in ERROR.findall(sim.get_log())
+                if not FOLLOWS.match(error)]
+
+    def fail(self, sim, times=1):
+        """A reset that fails, after @times - 1 others.  The guest does not
+        run on.
+        """
+        sim.cmd('system_reset')
+        wait_for('the reset to fail',
+                 lambda: len(self.errors(sim)) >= times, sim)
+        self.assertEqual(sim.cmd('query-status')['status'], 'internal-error')
+        with self.assertRaisesRegex(ExecuteError, 'Resetting the Virtual '
+                                    'Machine is required'):
+            sim.cmd('cont')
+
+    def test_a_guest_that_was_not_reset_can_be_reset_again(self):
+        vms = self.vms()
+        clean = self.run_guest('vcpu 0').report['launch']['digest']
+        for plan in (f'KVM_CREATE_VM errno=ENOMEM at={vms + 1}',
+                     f'KVM_CREATE_GUEST_MEMFD errno=ENOMEM vm={vms + 1} at=2',
+                     f'{CONVERT} errno=EIO vm={vms + 1} at=2',
+                     f'{self.COMMANDS[-1]} errno=EIO vm={vms + 1} at=1'):
+            with self.subTest(plan=plan):
+                sim = self.begin(self.FAULTS.format(self), 'fault ' + plan)
+                sim.cmd('cont')
+                self.wait_said(sim, 'u')
+                self.fail(sim)
+                self.reset(sim)
+                sim.cmd('cont')
+                self.wait_said(sim, 'n')
+                self.quit(sim)
+                self.assertEqual(sim.report['launch']['digest'], clean)
+                self.assertIsNone(sim.report['violation'])
+
+    def test_firmware_of_another_size_is_not_loaded(self):
+        path = os.path.join(self.dir, 'firmware')
+        shutil.copy(self.image, path)
+        sim = self.begin(self.FAULTS.format(self), path=path)
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        with open(path, 'ab') as f:
+            f.write(bytes(0x10000))
+        self.fail(sim)
+        os.unlink(path)
+        self.fail(sim, 2)
+        shutil.copy(self.image, path)
+        self.reset(sim)
+        sim.cmd('cont')
+        self.wait_said(sim, 'n')
+        log = sim.get_log()
+        self.assertIn('has 0x20000 bytes now, and had 0x10000', log)
+        self.assertIn(f"'{path}' cannot be read any more", log)
 
 
 class Snp(InPlace, SnpLaunchTest):

@@ -27,6 +27,7 @@
 #include "monitor/monitor.h"
 #include "system/address-spaces.h"
 #include "system/guest-memfd.h"
+#include "gmem/tests/include/test-discard-manager.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
@@ -61,7 +62,6 @@ typedef struct Listener {
  * @private: to the kernel
  * @model: as it has to be
  * @attributes: of separate memory
- * @list: of the discard manager, @listening of them; changes with the BQL held
  * @converting: by a thread that is in the kernel
  * @pins: so many conversions to private will find the page busy
  */
@@ -70,8 +70,7 @@ typedef struct Block {
     RAMBlock rb;
     MemoryRegion mr;
     RamBlockAttributes attributes;
-    QLIST_HEAD(, RamDiscardListener) list;
-    unsigned listening;
+    TestManager manager;
     Listener listeners[LISTENERS];
     uint8_t private[PAGES];
     uint8_t model[PAGES];
@@ -380,74 +379,31 @@ static void set_section(Listener *l, uint64_t first, uint64_t pages)
     l->rdl.section = &l->section;
 }
 
-/* The part of @section that @l has registered.  False: nothing. */
-static bool part_of(const Listener *l, uint64_t offset, uint64_t size,
-                    MemoryRegionSection *part)
-{
-    *part = l->section;
-    return memory_region_section_intersect_range(part, offset, size);
-}
-
-/* A populate was undone: nobody has these pages. */
-static void roll_back(Block *b, RamDiscardListener *last, uint64_t offset,
-                      uint64_t size)
-{
-    MemoryRegionSection part;
-    RamDiscardListener *rdl;
-    bool notified = true;
-
-    QLIST_FOREACH(rdl, &b->list, next) {
-        Listener *l = container_of(rdl, Listener, rdl);
-
-        if (!part_of(l, offset, size, &part)) {
-            continue;
-        }
-        if (notified) {
-            notify_discard(rdl, &part);
-        }
-        memset(l->refused + part.offset_within_region / page_size, 1,
-               int128_get64(part.size) / page_size);
-        notified &= rdl != last;
-    }
-}
-
-/* What guest-memfd-discard.c and QEMU's manager do. */
 bool guest_memfd_has_listeners(const GuestMemfd *gmem)
 {
-    return qatomic_read(&container_of(gmem, Block, gmem)->listening);
+    return qatomic_read(&container_of(gmem, Block, gmem)->manager.count);
 }
 
 int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
                                 uint64_t size)
 {
-    Block *b = container_of(gmem, Block, gmem);
-    MemoryRegionSection part;
-    RamDiscardListener *rdl;
-
-    QLIST_FOREACH(rdl, &b->list, next) {
-        int ret = part_of(container_of(rdl, Listener, rdl), offset, size,
-                          &part) ? rdl->notify_populate(rdl, &part) : 0;
-
-        if (ret) {
-            roll_back(b, rdl, offset, size);
-            return ret;
-        }
-    }
-    return 0;
+    return test_manager_populate(&container_of(gmem, Block, gmem)->manager,
+                                 offset, size);
 }
 
 void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
                                 uint64_t size)
 {
-    Block *b = container_of(gmem, Block, gmem);
-    MemoryRegionSection part;
-    RamDiscardListener *rdl;
+    test_manager_discard(&container_of(gmem, Block, gmem)->manager, offset,
+                         size);
+}
 
-    QLIST_FOREACH(rdl, &b->list, next) {
-        if (part_of(container_of(rdl, Listener, rdl), offset, size, &part)) {
-            rdl->notify_discard(rdl, &part);
-        }
-    }
+static void listener_lost(RamDiscardListener *rdl, const MemoryRegionSection *s)
+{
+    uint64_t first, pages;
+    Listener *l = section_of(rdl, s, &first, &pages);
+
+    memset(l->refused + first, 1, pages);
 }
 
 static void register_listener(Listener *l)
@@ -457,8 +413,7 @@ static void register_listener(Listener *l)
     uint64_t page;
 
     g_assert_true(have_bql);
-    QLIST_INSERT_HEAD(&b->list, &l->rdl, next);
-    qatomic_inc(&b->listening);
+    test_manager_add(&b->manager, &l->rdl);
     for (page = 0; page < PAGES; page++) {
         QEMU_LOCK_GUARD(&s->lock);
         if (!s->launching && test_bit(page, s->shown)) {
@@ -472,8 +427,7 @@ static void unregister_listener(Listener *l)
     g_assert_true(have_bql);
     memset(l->mapped, 0, sizeof(l->mapped));
     memset(l->refused, 0, sizeof(l->refused));
-    QLIST_REMOVE(&l->rdl, next);
-    qatomic_dec(&blocks[l->block].listening);
+    test_manager_remove(&blocks[l->block].manager, &l->rdl);
 }
 
 bool guest_memfd_is_launching(void)
@@ -557,7 +511,7 @@ static void setup(void)
         b->attributes.bitmap_size = PAGES;
         b->attributes.bitmap = bitmap_new(PAGES);
         bitmap_set(b->attributes.bitmap, 0, PAGES);
-        QLIST_INIT(&b->list);
+        b->manager.lost = listener_lost;
         for (k = LISTENERS; k-- > 0; ) {
             Listener *l = &b->listeners[k];
 
@@ -567,13 +521,12 @@ static void setup(void)
             ram_discard_listener_init(&l->rdl, notify_populate,
                                       notify_discard);
             if (k < 2) {
-                QLIST_INSERT_HEAD(&b->list, &l->rdl, next);
+                test_manager_add(&b->manager, &l->rdl);
                 memset(l->mapped + (k ? B_FIRST : 0), 1,
                        k ? B_PAGES : PAGES);
             }
         }
         guest_memfd_state_init(&b->gmem, true);
-        b->listening = 2;
     }
     kernel_calls = 0;
     memset(kernel_faults, 0, sizeof(kernel_faults));

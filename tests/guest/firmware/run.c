@@ -265,7 +265,7 @@ const Verb verbs[] = {
     { "hypercall-by", "H" },
     /* Does a conversion keep contents?  Without it, no. */
     { "preserve", "P" },
-    /* How long "dma" waits for a device; without it, seconds. */
+    /* How long "dma" waits for a device; without it, minutes. */
     { "patience", "t" },
 
     /* For all vCPUs, whatever "cpu" says. */

@@ -1,0 +1,98 @@
+/*
+ * Stand-in for guest-memfd-discard.c and QEMU's RamDiscardManager, for tests of
+ * the conversion engine
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef TEST_DISCARD_MANAGER_H
+#define TEST_DISCARD_MANAGER_H
+
+#include "qemu/atomic.h"
+#include "qemu/queue.h"
+#include "system/memory.h"
+#include "system/ram-discard-manager.h"
+
+/**
+ * TestManager: of one block
+ * @listeners: @count of them; changes with the BQL held, and the count is
+ *             looked at without
+ * @lost: a populate was undone, so this listener does not have these pages
+ */
+typedef struct TestManager {
+    QLIST_HEAD(, RamDiscardListener) listeners;
+    unsigned count;
+    void (*lost)(RamDiscardListener *rdl, const MemoryRegionSection *section);
+} TestManager;
+
+static inline void test_manager_add(TestManager *m, RamDiscardListener *rdl)
+{
+    QLIST_INSERT_HEAD(&m->listeners, rdl, next);
+    qatomic_inc(&m->count);
+}
+
+static inline void test_manager_remove(TestManager *m, RamDiscardListener *rdl)
+{
+    QLIST_REMOVE(rdl, next);
+    qatomic_dec(&m->count);
+}
+
+/* Sets @part to what @rdl has registered of a range; false: nothing. */
+static inline bool test_manager_part(const RamDiscardListener *rdl,
+                                     uint64_t offset, uint64_t size,
+                                     MemoryRegionSection *part)
+{
+    *part = *rdl->section;
+    return memory_region_section_intersect_range(part, offset, size);
+}
+
+static inline void test_manager_discard(TestManager *m, uint64_t offset,
+                                        uint64_t size)
+{
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+
+    QLIST_FOREACH(rdl, &m->listeners, next) {
+        if (test_manager_part(rdl, offset, size, &part)) {
+            rdl->notify_discard(rdl, &part);
+        }
+    }
+}
+
+/* Those up to @last have heard of it, and no other. */
+static inline void test_manager_undo(TestManager *m, RamDiscardListener *last,
+                                     uint64_t offset, uint64_t size)
+{
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+    bool notified = true;
+
+    QLIST_FOREACH(rdl, &m->listeners, next) {
+        if (test_manager_part(rdl, offset, size, &part)) {
+            if (notified) {
+                rdl->notify_discard(rdl, &part);
+            }
+            m->lost(rdl, &part);
+        }
+        notified &= rdl != last;
+    }
+}
+
+static inline int test_manager_populate(TestManager *m, uint64_t offset,
+                                        uint64_t size)
+{
+    MemoryRegionSection part;
+    RamDiscardListener *rdl;
+
+    QLIST_FOREACH(rdl, &m->listeners, next) {
+        int ret = test_manager_part(rdl, offset, size, &part)
+                  ? rdl->notify_populate(rdl, &part) : 0;
+
+        if (ret) {
+            test_manager_undo(m, rdl, offset, size);
+            return ret;
+        }
+    }
+    return 0;
+}
+
+#endif
