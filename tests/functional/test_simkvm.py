@@ -171,6 +171,21 @@ class KvmMode(KvmModeTest):
             end
         ''' for n in range(cpus)), cpus=cpus)
 
+    def test_a_reset_launches_the_guest_again(self):
+        for start in self.snp, self.tdx:
+            if start == self.tdx and lacks_tdx():
+                self.skipTest(lacks_tdx())
+            with self.subTest(start=start.__name__):
+                guest = self.play(start(CONVERT, name=start.__name__))
+                for times in 2, 3:
+                    guest.cmd('system_reset')
+                    guest.wait_done(times)
+                self.assertEqual(guest.failures(), [], guest.output())
+                report = guest.end()
+                self.assertEqual(report['launches'], [report['launch']] * 3)
+                self.assertEqual(report['vms-alive'], 1)
+                self.assertIsNone(report['violation'])
+
 
 class KvmModeInPlace(KvmMode):
     """The same, converted in place."""
@@ -200,16 +215,6 @@ class KvmModeInPlace(KvmMode):
         guest.wait_done()
         self.assertEqual(len(guest.failures()), 1, guest.output())
         self.assertIn('0x1002000', guest.failures()[0])
-
-    def test_reset_ends_it_as_with_separate_memory(self):
-        for start in self.snp, self.tdx:
-            guest = self.play(start('state 0x1000000 1 private',
-                                    name=start.__name__))
-            guest.cmd('system_reset')
-            guest.wait()
-            self.assertEqual(guest.exitcode(), 0, guest.state())
-            self.assertIn('cpus are not resettable', guest.get_log())
-            self.assertIsNone(guest.model.report()['violation'])
 
 
 class KvmModeOnAnotherKvm(KvmModeTest):

@@ -34,6 +34,7 @@
 #define SIM_PAGE 4096ULL
 #define SIM_PAGE_SHIFT 12
 #define SIM_DIGEST 48                   /* bytes of a launch digest */
+#define SIM_TSC_KHZ 2500000             /* a multiple of 25 MHz, as TDX's is */
 
 typedef struct SimVm SimVm;
 typedef struct SimVcpu SimVcpu;

@@ -381,6 +381,9 @@ static int common_ioctl(SimVcpu *vcpu, int fd, unsigned long request,
     case (uint32_t)KVM_PRE_FAULT_MEMORY:
         *name = "KVM_PRE_FAULT_MEMORY";
         return pre_fault(vcpu, arg);
+    case KVM_GET_TSC_KHZ:
+        return vcpu->vm->type == KVM_X86_TDX_VM || !sim_config.kvm
+               ? SIM_TSC_KHZ : SIM_PASS;
     }
     return SIM_PASS;
 }
@@ -404,9 +407,6 @@ static int scripted_ioctl(SimVcpu *vcpu, unsigned long request, void *arg,
     case (uint32_t)KVM_TRANSLATE:
         *name = "KVM_TRANSLATE";
         return translate(arg);
-    case KVM_GET_TSC_KHZ:
-        *name = "KVM_GET_TSC_KHZ";
-        return 2500000;
     case KVM_KVMCLOCK_CTRL:
         *name = "KVM_KVMCLOCK_CTRL";
         return -EINVAL;                 /* the guest has no kvmclock */

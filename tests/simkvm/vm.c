@@ -605,7 +605,15 @@ static int signal_msi(void *object, void *arg)
 
 static int get_tsc_khz(void *object, void *arg)
 {
-    return 2500000;
+    return SIM_TSC_KHZ;
+}
+
+/* A TDX guest's is the TDX module's affair, and not the real KVM's. */
+static int set_tsc_khz(void *object, void *arg)
+{
+    SimVm *vm = object;
+
+    return sim_config.kvm && vm->type != KVM_X86_TDX_VM ? SIM_PASS : 0;
 }
 
 /* A device that could only be of use to an assigned one. */
@@ -641,7 +649,7 @@ static const SimCall vm_calls[] = {
     CALL(KVM_REGISTER_COALESCED_MMIO, SCRIPTED, accept),
     CALL(KVM_UNREGISTER_COALESCED_MMIO, SCRIPTED, accept),
     CALL(KVM_X86_SET_MSR_FILTER, SCRIPTED, accept),
-    CALL(KVM_SET_TSC_KHZ, SCRIPTED, accept),
+    CALL(KVM_SET_TSC_KHZ, BOTH, set_tsc_khz),
     CALL(KVM_GET_TSC_KHZ, SCRIPTED, get_tsc_khz),
     CALL(KVM_GET_STATS_FD, SCRIPTED, get_stats_fd),
     CALL(KVM_CREATE_DEVICE, SCRIPTED, create_device),
