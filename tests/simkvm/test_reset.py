@@ -591,7 +591,7 @@ class InPlace(Resets):
         return [error for error in ERROR.findall(sim.get_log())
                 if not FOLLOWS.match(error)]
 
-    def fail(self, sim, times=1):
+    def fail_to_reset(self, sim, times=1):
         """A reset that fails, after @times - 1 others.  The guest does not
         run on.
         """
@@ -614,7 +614,7 @@ class InPlace(Resets):
                 sim = self.begin(self.FAULTS.format(self), 'fault ' + plan)
                 sim.cmd('cont')
                 self.wait_said(sim, 'u')
-                self.fail(sim)
+                self.fail_to_reset(sim)
                 self.reset(sim)
                 sim.cmd('cont')
                 self.wait_said(sim, 'n')
@@ -630,9 +630,9 @@ class InPlace(Resets):
         self.wait_said(sim, 'u')
         with open(path, 'ab') as f:
             f.write(bytes(0x10000))
-        self.fail(sim)
+        self.fail_to_reset(sim)
         os.unlink(path)
-        self.fail(sim, 2)
+        self.fail_to_reset(sim, 2)
         shutil.copy(self.image, path)
         self.reset(sim)
         sim.cmd('cont')
