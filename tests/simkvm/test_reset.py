@@ -28,8 +28,6 @@ END = 'out 0xf4 4 1'
 ENDED = 3
 ARGS = ('-action', 'reboot=reset',
         '-device', 'isa-debug-exit,iobase=0xf4,iosize=4')
-RAM = 32 << 20
-PAGE = 4096
 # Calls that a fault plan knows and that make a guest's memory and launch.
 OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
@@ -146,9 +144,9 @@ class Machines:
         self.assertEqual(seen, seen[:1] * len(seen))
 
     def dump(self, sim):
-        """All RAM, as the monitor reads it."""
+        """The RAM that guests of these tests use, as the monitor reads it."""
         path = os.path.join(self.dir, 'dump')
-        sim.cmd('pmemsave', val=0, size=RAM, filename=path)
+        sim.cmd('pmemsave', val=0x1000000, size=0x900000, filename=path)
         with open(path, 'rb') as f:
             return f.read()
 
