@@ -68,7 +68,7 @@ static bool failed;
 static bool incomplete;
 static bool vcpus_lost;
 
-/* Of a step of a launch that QEMU goes on after; see guest_memfd_launch_ok(). */
+/* Of a step of a launch; looked at by guest_memfd_launch_ok(). */
 static Error *launch_error;
 
 uint64_t guest_memfd_rebuilds(void)
@@ -143,7 +143,10 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
     rebuilding = !failed;
     vcpus_lost &= failed;
     if (failed && protected) {
-        /* It is not, but it will not do to reset what there is. */
+        /*
+         * QEMU takes a VM that was not launched for one whose vCPUs it can
+         * reset.  But the next reset has to make a new VM.
+         */
         kvm_mark_guest_state_protected();
     }
     return ret;
@@ -153,7 +156,7 @@ void guest_memfd_reset_end(void)
 {
     rebuilding = false;
     if (failed) {
-        /* As above: the next reset has to make a new VM. */
+        /* As in guest_memfd_rebuild() */
         if (current_machine->cgs) {
             kvm_mark_guest_state_protected();
         }

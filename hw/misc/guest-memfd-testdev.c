@@ -383,10 +383,16 @@ static char *compare_with_manager(TestSection *s)
 static char *compare_with_state(TestSection *s, bool quiet)
 {
     g_autofree unsigned long *private = private_pages(s);
+    const RamDiscardManager *rdm =
+        memory_region_get_ram_discard_manager(s->mr);
     uint64_t page;
 
-    /* Before the guest is launched, nothing is mapped. */
-    if (s->gmem && s->gmem->state.launching) {
+    /*
+     * Before the guest is launched, nothing is mapped; and others may have
+     * discarded pages, as virtio-mem.
+     */
+    if ((s->gmem && s->gmem->state.launching) ||
+        QLIST_NEXT(QLIST_FIRST(&rdm->source_list), next)) {
         quiet = false;
     }
     for (page = 0; private && page < s->pages; page++) {

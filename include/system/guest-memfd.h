@@ -588,7 +588,7 @@ bool guest_memfd_may_launch(void);
 void guest_memfd_launch_failed(Error *err);
 
 /**
- * guest_memfd_relaunch_failed: the same for an error of QEMU's, which reports it
+ * guest_memfd_relaunch_failed: the same for an error that QEMU reports
  * @ret: what a step of the launch has come to; not 0 is an error
  *
  * Returns: false if there is no error, or if QEMU is to end as it would.

@@ -271,6 +271,27 @@ class Faults(Listeners):
         for name in 'mapped-pages', 'populates', 'discards':
             self.assertEqual(self.ask(sim, name), 0)
 
+    def test_virtio_mem(self):
+        """It is private at first; what is not plugged in is not mapped."""
+        sim = self.prepare('''
+            vcpu 0
+            state 0x100000000 0x10000 private
+            map-gpa 0x100000000 16 shared
+            map-gpa 0x1000000 16 shared
+            state 0x100000000 16 shared
+            map-gpa 0x100000000 8 private
+            print x
+            halt''', size='128M', args=[
+                '-m', '128M,maxmem=1G',
+                '-object', GUEST_MEMFD + ',id=plugged,size=256M',
+                '-device', 'virtio-mem-pci,memdev=plugged'])
+        self.go(sim)
+        self.assertEqual(self.ask(sim, 'mapped-pages'), 16)
+        self.assertEqual(self.ask(sim, 'populates'), 1)
+        block, = (b for b in sim.cmd('query-guest-memfd')['blocks']
+                  if b['id'] == 'plugged')
+        self.assertEqual(block['shared'], 8 << 12)
+
     def test_memory_faults(self):
         self.check_told('''
             fault 0x1000000 0x1000 shared
