@@ -581,6 +581,18 @@ class InPlace(Resets):
         self.assertEqual(wrong, [], f'{len(wrong)} of {len(plans)}:\n' +
                          '\n'.join(wrong))
 
+    def test_a_call_that_qemu_makes_for_any_vm_fails(self):
+        """It runs all the same, or stops with QEMU's one error."""
+        vms = self.vms()
+        digest = self.run_guest('vcpu 0').report['launch']['digest']
+        for call in ('KVM_SET_CPUID2', 'KVM_SET_TSS_ADDR',
+                     'KVM_SET_IDENTITY_MAP_ADDR'):
+            for error in 'ENOMEM', 'EINVAL':
+                plan = f'fault {call} errno={error} vm={vms + 1}'
+                with self.subTest(plan=plan):
+                    # Without a reason of ours, there is what follows it.
+                    self.assertIn(self.outcome(plan, digest),
+                                  (None, f'{plan}: 0 errors: [], False'))
 
     @staticmethod
     def errors(sim):
