@@ -36,6 +36,7 @@
 #endif
 #include "block/block-global-state.h"
 #include "hw/core/boards.h"
+#include "hw/core/cpu.h"
 #include "qapi/error.h"
 #include "qemu/bitmap.h"
 #include "qemu/error-report.h"
@@ -115,6 +116,24 @@ bool guest_memfd_rebuild_region_failed(bool create)
     return rebuilding;
 }
 
+static void no_work(CPUState *cpu, run_on_cpu_data data)
+{
+}
+
+/*
+ * Who has paused the vCPUs has sent them signals, whose handler uses what is
+ * unmapped when they are made anew.  QEMU waits for the threads when it asks
+ * vCPUs for their state, but it does not ask those of such guests.
+ */
+static void wait_for_vcpu_threads(void)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        run_on_cpu(cpu, no_work, RUN_ON_CPU_NULL);
+    }
+}
+
 int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
 {
     bool protected = !cpus_are_resettable();
@@ -130,6 +149,7 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
         vm_state_notify(false, RUN_STATE_PAUSED);
     }
     bdrv_drain_all();
+    wait_for_vcpu_threads();
     qatomic_inc(&rebuilds);
     failed = false;
     rebuilding = true;

@@ -360,6 +360,11 @@ bool kvm_guest_memfd_retry(CPUState *cpu, struct kvm_run *run, int error)
     return false;
 }
 
+bool kvm_guest_memfd_vcpu_is_lost(const CPUState *cpu)
+{
+    return !cpu->kvm_run;
+}
+
 bool kvm_guest_memfd_is_mmio(struct kvm_run *run)
 {
     const hwaddr page_mask = qemu_real_host_page_size() - 1;

@@ -799,6 +799,13 @@ int kvm_guest_memfd_memory_fault(CPUState *cpu, struct kvm_run *run);
 bool kvm_guest_memfd_retry(CPUState *cpu, struct kvm_run *run, int error);
 
 /**
+ * kvm_guest_memfd_vcpu_is_lost: has a failed reset left nothing of @cpu?
+ *
+ * Called by a signal handler, too.
+ */
+bool kvm_guest_memfd_vcpu_is_lost(const CPUState *cpu);
+
+/**
  * kvm_guest_memfd_is_mmio: is a KVM_EXIT_MMIO one?
  *
  * Returns: false if it is about private memory; somebody was told.
