@@ -549,7 +549,7 @@ static void test_hotplug_a_hundred_times(void)
         assert_bound(qts, "m", true);
         assert_error(qts, qdict_from_jsonf_nofail(
             "{ 'execute': 'object-del', 'arguments': { 'id': 'm' } }"),
-            "in use");
+            "is mapped");
 
         qtest_qmp_assert_success(
             qts, "{ 'execute': 'device_del', 'arguments': { 'id': 'd' } }");
