@@ -97,11 +97,35 @@ class Snp(SimTest):
                  ['one', 'two'], sim)
         self.quit(sim)
 
-    def test_a_reset_ends_it(self):
-        """QEMU cannot reset an SNP guest, and ends."""
-        sim = self.start_waiting(HYPERCALL, 'forever')
+    def test_a_reset_forgets_it(self):
+        """Neither who waits for the page nor who waits behind goes on in the
+        new VM, where nobody has asked for it.
+        """
+        sim = self.start('''
+            generation g2
+            vcpu all
+            barrier
+            map-gpa 0x1004000 4 shared ret=any contended
+            new-vm
+            barrier
+            halt
+            vcpu 0
+            map-gpa 0x1000000 16 shared
+            pin 0x1005000 1 times=forever
+            barrier
+            map-gpa 0x1000000 16 private ret=any contended
+            new-vm
+            barrier
+            state 0x1000000 16 private
+            print new
+            halt''', machine='q35', backend=None, cpus=2, confidential=snp(),
+            args=['-bios', self.image, '-action', 'reboot=reset',
+                  '-trace', 'guest_memfd_convert_wait'])
+        wait_for('the second vCPU to wait', lambda:
+                 'guest_memfd_convert_wait' in sim.state(), sim)
         sim.cmd('system_reset')
-        wait_for('the end', lambda: not sim.is_running(), sim)
+        wait_for('the new VM', lambda: 'new' in sim.output(), sim)
+        self.quit(sim)
 
 
 class SwProtected(SimTest):
