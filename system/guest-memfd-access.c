@@ -113,7 +113,8 @@ static bool is_shown(GuestMemfd *gmem, uint64_t offset, uint64_t *len)
     if (*len - 1 < (last - first) * page_size) {
         last = (offset + *len - 1) / page_size;
     }
-    for (page = first; page <= last; page = end) {
+    /* The first page is taken for what it was: it may have changed since. */
+    for (page = first + 1; page <= last; page = end) {
         unsigned long word = qatomic_read(&map[BIT_WORD(page)]);
 
         end = ROUND_UP(page + 1, BITS_PER_LONG);

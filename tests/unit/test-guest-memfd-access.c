@@ -264,6 +264,39 @@ static void test_translation(void)
     teardown();
 }
 
+static bool changing;
+
+static void *change_page(void *opaque)
+{
+    while (qatomic_read(&changing)) {
+        set_shown(70, 1, false);
+        set_shown(70, 1, true);
+    }
+    return NULL;
+}
+
+/* Of an access to it, something is translated each time. */
+static void test_page_that_changes(void)
+{
+    QemuThread thread;
+    unsigned i;
+
+    setup();
+    qatomic_set(&changing, true);
+    qemu_thread_create(&thread, "change", change_page, NULL,
+                       QEMU_THREAD_JOINABLE);
+    for (i = 0; i < 1000000; i++) {
+        uint64_t len = 2 * page_size;
+
+        guest_memfd_translated(&mr, 70 * page_size, &len);
+        g_assert_cmphex(len, >=, page_size);
+        g_assert_cmphex(len, <=, 2 * page_size);
+    }
+    qatomic_set(&changing, false);
+    qemu_thread_join(&thread);
+    teardown();
+}
+
 static void expect_mapped(MemoryRegion *from, bool is_write, uint64_t offset,
                           uint64_t len, MemoryRegion *wanted)
 {
@@ -525,6 +558,8 @@ int main(int argc, char **argv)
     g_test_add_func("/guest-memfd-access/mapped", test_mapped);
     g_test_add_func("/guest-memfd-access/others", test_others);
     g_test_add_func("/guest-memfd-access/cache", test_cache);
+    g_test_add_func("/guest-memfd-access/page that changes",
+                    test_page_that_changes);
     g_test_add_func("/guest-memfd-access/touch", test_touch);
     g_test_add_func("/guest-memfd-access/many", test_many);
     g_test_add_func("/guest-memfd-access/race", test_race);
