@@ -1,6 +1,6 @@
 /*
  * Stand-in for guest-memfd-discard.c and QEMU's RamDiscardManager, for tests of
- * the conversion engine
+ * the conversion engine.  To be included once in a program.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,6 +9,7 @@
 
 #include "qemu/atomic.h"
 #include "qemu/queue.h"
+#include "system/guest-memfd.h"
 #include "system/memory.h"
 #include "system/ram-discard-manager.h"
 
@@ -93,6 +94,26 @@ static inline int test_manager_populate(TestManager *m, uint64_t offset,
         }
     }
     return 0;
+}
+
+/** test_manager_of: of this block; the program that includes this has it. */
+TestManager *test_manager_of(const GuestMemfd *gmem);
+
+bool guest_memfd_has_listeners(const GuestMemfd *gmem)
+{
+    return qatomic_read(&test_manager_of(gmem)->count);
+}
+
+int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    return test_manager_populate(test_manager_of(gmem), offset, size);
+}
+
+void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
+                                uint64_t size)
+{
+    test_manager_discard(test_manager_of(gmem), offset, size);
 }
 
 #endif

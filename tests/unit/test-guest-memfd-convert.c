@@ -379,23 +379,9 @@ static void set_section(Listener *l, uint64_t first, uint64_t pages)
     l->rdl.section = &l->section;
 }
 
-bool guest_memfd_has_listeners(const GuestMemfd *gmem)
+TestManager *test_manager_of(const GuestMemfd *gmem)
 {
-    return qatomic_read(&container_of(gmem, Block, gmem)->manager.count);
-}
-
-int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,
-                                uint64_t size)
-{
-    return test_manager_populate(&container_of(gmem, Block, gmem)->manager,
-                                 offset, size);
-}
-
-void guest_memfd_notify_discard(GuestMemfd *gmem, uint64_t offset,
-                                uint64_t size)
-{
-    test_manager_discard(&container_of(gmem, Block, gmem)->manager, offset,
-                         size);
+    return &container_of(gmem, Block, gmem)->manager;
 }
 
 static void listener_lost(RamDiscardListener *rdl, const MemoryRegionSection *s)
