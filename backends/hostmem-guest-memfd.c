@@ -11,7 +11,8 @@
 #include "qapi/error.h"
 #include "qapi/qapi-builtin-visit.h"
 #include "qom/object_interfaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 
 static bool is_guest_memfd(HostMemoryBackend *backend)
 {

@@ -12,7 +12,9 @@
 #include "qemu/cutils.h"
 #include "qemu/lockable.h"
 #include "qemu/module.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-launch.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 
@@ -49,31 +51,27 @@ static GuestMemfdSlotInfo *describe_slot(const GuestMemfdSlot *s)
     return slot;
 }
 
-/* Conversions may go on meanwhile: the runs are those of a moment later. */
+/* Conversions may go on meanwhile: the pages are those of a moment later. */
 static void describe_pages(GuestMemfd *gmem, GuestMemfdBlock *block)
 {
-    uint64_t private_pages = 0;
+    const uint64_t page_size = qemu_real_host_page_size();
+    GuestMemfdAccessCounters access = guest_memfd_access_counters(gmem);
+    GuestMemfdCounters *c = block->counters;
+    GuestMemfdState *s = &gmem->state;
 
-    if (gmem->state.private) {
-        GuestMemfdState *s = &gmem->state;
-        GuestMemfdCounters *c = block->counters;
-
-        WITH_QEMU_LOCK_GUARD(&s->lock) {
-            private_pages = s->private_pages;
-            c->pages_to_private = s->to_private;
-            c->pages_to_shared = s->to_shared;
-            c->busy = s->busy;
-            c->has_busy_offset = s->busy;
-            c->busy_offset = s->busy_page * qemu_real_host_page_size();
-        }
-        c->denied = qatomic_read(&s->denied);
-        qemu_spin_lock(&s->access_lock);
-        c->touched = s->touched;
-        qemu_spin_unlock(&s->access_lock);
+    WITH_QEMU_LOCK_GUARD(&s->lock) {
+        c->pages_to_private = s->to_private;
+        c->pages_to_shared = s->to_shared;
+        c->busy = s->busy;
+        c->has_busy_offset = s->busy;
+        c->busy_offset = s->busy_page * page_size;
     }
-    block->q_private = private_pages * qemu_real_host_page_size();
+    c->denied = access.denied;
+    c->touched = access.touched;
+
+    block->q_private = guest_memfd_private_pages(gmem, &block->private_runs) *
+                       page_size;
     block->shared = block->size - block->q_private;
-    block->private_runs = private_pages ? guest_memfd_private_runs(gmem) : 0;
     block->state = !block->q_private ? GUEST_MEMFD_PAGE_STATE_SHARED
                    : block->shared ? GUEST_MEMFD_PAGE_STATE_MIXED
                                    : GUEST_MEMFD_PAGE_STATE_PRIVATE;

@@ -3,46 +3,50 @@
  * private
  *
  * QEMU has private pages mapped, and a touch of one raises SIGBUS.  The guest
- * says where devices read and write, so it can aim them there.
+ * decides where devices read and write, so it can aim them there.
  *
  * Hidden pages.  A page is hidden from before the kernel is asked to make it
- * private until after it has become shared again.  Its bit in state.shown is
- * clear meanwhile.  The engine (guest-memfd-convert.c) changes these bits
- * atomically, so they can be looked at without a lock.
+ * private until after it has become shared again.  Its bit in state.shared is
+ * clear meanwhile.
  *
  * Check.  An address that leads to a hidden page is translated to a region
- * that is not RAM and answers nothing.  So emulated DMA gets the error that it
- * would get where there is no memory.  Who wants to map it gets memory that is
- * nobody's: zeros to read, or a sink to write to.  Not a bounce buffer, as
- * where there is no memory: these are few, and QEMU's disk requests that wait
- * for one do not survive a reset of NVMe or AHCI.  Cached regions (rings of
- * virtio) of a block that can be private keep no pointer into it, so each
- * access to them is translated.
+ * that is not RAM and answers with an error, so emulated DMA gets the error
+ * that it would get where there is no memory.  A device that maps such an
+ * address gets dummy RAM: zeros to read, or a page to write to that nobody
+ * reads.  A bounce buffer, which QEMU uses where there is no memory, will not
+ * do: there are few of them, and QEMU's disk requests that wait for one do not
+ * survive a reset of NVMe or AHCI.  Cached regions (rings of virtio) of a block
+ * that can be private keep no pointer into it, so each access to them is
+ * translated.
  *
  * Survival.  A page may become private between the check and the access, or
  * while it is mapped for a request that takes long.  The kernel's accesses
  * (system calls, vhost, io_uring) fail with EFAULT then, which is an I/O error
- * like others.  Our own raise SIGBUS, in the thread that made them, and the
+ * like others.  QEMU's own raise SIGBUS, in the thread that made them, and the
  * handler maps a page of zeros over the page: it is covered.  The access goes
- * on and reads zeros, or writes what nobody will see.  When the page becomes
- * shared, the file is mapped there again, before anybody is told and before
- * the check lets anybody through.
+ * on and reads zeros, or writes to a page that nobody reads.  When the page
+ * becomes shared, the file is mapped there again, before listeners are notified
+ * and before the check lets anybody through.
  *
  * Why that is sound:
- * - Only hidden pages are covered.  The handler covers and the engine uncovers
- *   under access_lock, each together with a look at, or a change of, the bit.
- *   So no shared page is or stays covered.
- * - A fault at a page whose bit is set is old news: it was raised before the
- *   page became shared.  The access is tried again, and succeeds.
- * - access_lock is a spinlock, which a handler may take: nobody touches guest
- *   memory, nor waits for anything, while holding it.
- * - Who accesses a page that changes its state may hit the zeros or the page,
+ * - Only hidden pages are covered.  The handler covers, and the engine shows
+ *   pages, under access->lock, each together with a look at, or a change of,
+ *   the bit.  So no shared page is or stays covered.
+ * - A fault at a page whose bit is set is stale: it was raised before the page
+ *   became shared.  The access is tried again, and succeeds.  If it faults
+ *   again and again, the page is private in the kernel, though nobody here has
+ *   converted it: another process that has the file can do that.  Then the
+ *   page is hidden and covered, and the VM stops.
+ * - access->lock is a spinlock, which a handler may take: nobody touches guest
+ *   memory, waits for anything or reports an error while holding it.
+ * - An access to a page that changes its state may hit the zeros or the page,
  *   before and after.  That is the guest's own race, about its own data.
- * - Private contents are never read, because the kernel does not let us.
- * - Covered pages are few: each costs a mapping of its own, and processes have
- *   some 65000 of these.  Beyond GUEST_MEMFD_COVERED pages, or if there is no
- *   room for another mapping, all of the block is mapped anew.  What is touched
- *   again then is covered again.
+ * - Private contents are never read, because the kernel prevents it.
+ * - Each covered page costs up to two mappings, and a process has some 65000 of
+ *   them.  So there are COVERED_MAX pages a block, and the one covered first is
+ *   given up for a new one.  An instruction touches COVERED_MIN pages at most,
+ *   so it makes progress as long as these stay covered.  If there is no room
+ *   for so many, nothing can be done, and the signal takes its course.
  *
  * Memory that devices of other processes have mapped (vhost-user) is theirs to
  * look after.
@@ -54,90 +58,141 @@
 #include "hw/core/cpu.h"
 #include "qemu/bitmap.h"
 #include "qemu/error-report.h"
-#include "qemu/host-utils.h"
 #include "qemu/madvise.h"
 #include "qemu/main-loop.h"
 #include "qemu/memalign.h"
 #include "qemu/units.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "system/guest-memfd-access.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
-#include "system/ramblock.h"
+#include "system/runstate.h"
 #include "system/system.h"
 #include "gmem/trace.h"
 
-/* As many pages are looked at for one access; then it is cut there. */
+/* Pages of a block that may be covered at a time */
+#define COVERED_MAX 64
+
+/* Source and destination of an instruction, each across two pages */
+#define COVERED_MIN 4
+
+/* As many pages are looked at for one mapping; then it is cut there. */
 #define PAGES_AT_A_TIME (1 << 20)
 
-/* Faults in a row at a page that is shared; then something else is wrong. */
-#define FAULTS_AT_SHARED 1000
+/* Faults in a row at a page that no cover helps; then something is wrong. */
+#define FAULTS_IN_A_ROW 1000
 
 /* Hardware errors that wait for the main loop. */
 #define HARDWARE_ERRORS 8
 
+#define DUMMY_SIZE MiB
+
+/**
+ * GuestMemfdAccess: access of QEMU to a block whose pages can be private
+ * @hidden: what addresses of hidden pages are translated to
+ * @denied: accesses that were refused; atomic
+ * @lock: protects the rest; innermost
+ * @covered: pages that are covered, @n of them, in the order in which they were
+ * @touched: how often a page was covered so far
+ * @last_touched: the page covered last
+ * @foreign: a page is private that nobody here has converted: @last_touched
+ * @warned: the user was told of @touched; main loop only
+ */
+typedef struct GuestMemfdAccess {
+    MemoryRegion hidden;
+    uint64_t denied;
+    QemuSpin lock;
+    unsigned n;
+    uint64_t covered[COVERED_MAX];
+    uint64_t touched;
+    uint64_t last_touched;
+    bool foreign;
+    bool warned;
+} GuestMemfdAccess;
+
 bool guest_memfd_some_hidden;
 
-/* Pages of all blocks that are covered. */
-static unsigned all_covered;
+/* What is mapped instead of a hidden page, to be read and to be written */
+static MemoryRegion dummy_ram[2];
 
-static MemoryRegion no_access;
-
-/* Mapped instead of it, if a device will not, or will write there. */
-#define NOBODYS_SIZE MiB
-
-static MemoryRegion nobodys[2];
-static QEMUBH *touched_bh;
-
-/* Written by a handler in the main thread, read by the main loop. */
+/* What a signal handler leaves to the main loop; NULL before that runs */
+static QEMUBH *deferred_bh;
 static void *hardware_errors[HARDWARE_ERRORS];
 
-/*
- * Cut [@offset, @offset + *@len) where pages that are hidden and others meet.
- * Returns: are the first ones shown?
- */
-static bool is_shown(GuestMemfd *gmem, uint64_t offset, uint64_t *len)
+static MemTxResult hidden_read(void *opaque, hwaddr addr, uint64_t *data,
+                               unsigned size, MemTxAttrs attrs)
 {
-    const unsigned long *map = gmem->state.shown;
+    GuestMemfd *gmem = opaque;
+
+    qatomic_inc(&gmem->access->denied);
+    *data = 0;
+    return MEMTX_DECODE_ERROR;
+}
+
+static MemTxResult hidden_write(void *opaque, hwaddr addr, uint64_t data,
+                                unsigned size, MemTxAttrs attrs)
+{
+    GuestMemfd *gmem = opaque;
+
+    qatomic_inc(&gmem->access->denied);
+    return MEMTX_DECODE_ERROR;
+}
+
+static const MemoryRegionOps hidden_ops = {
+    .read_with_attrs = hidden_read,
+    .write_with_attrs = hidden_write,
+    .endianness = HOST_BIG_ENDIAN ? DEVICE_BIG_ENDIAN : DEVICE_LITTLE_ENDIAN,
+    .valid = { .max_access_size = 8, .unaligned = true },
+    .impl = { .max_access_size = 8, .unaligned = true },
+};
+
+bool guest_memfd_is_hidden_region(const MemoryRegion *mr)
+{
+    return mr->ops == &hidden_ops;
+}
+
+/*
+ * Cut [@offset, @offset + *@len) so that all of its pages are hidden, or none.
+ * Returns: are they shown?
+ */
+static bool cut_at_hidden(const GuestMemfd *gmem, uint64_t offset,
+                          uint64_t *len)
+{
     const uint64_t page_size = qemu_real_host_page_size();
     const uint64_t first = offset / page_size;
-    uint64_t page, end, last;
-    bool shown;
+    uint64_t end;
 
     if (first >= gmem->state.pages) {
         return true;
     }
-    shown = qatomic_read(&map[BIT_WORD(first)]) & BIT_MASK(first);
-    last = first + MIN(gmem->state.pages - 1 - first, PAGES_AT_A_TIME);
-    if (*len - 1 < (last - first) * page_size) {
-        last = (offset + *len - 1) / page_size;
+    /*
+     * The first page is looked at once, for it may change.  What is hidden is
+     * refused page by page: a run of hidden pages may be long, and a device
+     * that was refused does not look further.
+     */
+    end = first + 1;
+    if (guest_memfd_next_page(gmem, first, end, true) == end) {
+        *len = MIN(*len, end * page_size - offset);
+        return false;
     }
-    /* The first page is taken for what it was: it may have changed since. */
-    for (page = first + 1; page <= last; page = end) {
-        unsigned long word = qatomic_read(&map[BIT_WORD(page)]);
+    if (*len > end * page_size - offset) {
+        uint64_t last = MIN(gmem->state.pages, end + PAGES_AT_A_TIME);
 
-        end = ROUND_UP(page + 1, BITS_PER_LONG);
-        word = (shown ? ~word : word) & BITMAP_FIRST_WORD_MASK(page);
-        if (word) {
-            end = page - page % BITS_PER_LONG + ctzl(word);
-            break;
+        if (*len < last * page_size - offset) {
+            last = DIV_ROUND_UP(offset + *len, page_size);
         }
+        end = guest_memfd_next_page(gmem, end, last, false);
+        *len = MIN(*len, end * page_size - offset);
     }
-    if (page <= last) {
-        last = MIN(last, end - 1);
-    }
-    if (*len) {
-        *len = MIN(*len, (last + 1) * page_size - offset);
-    }
-    return shown;
+    return true;
 }
 
 static GuestMemfd *with_hidden_pages(const MemoryRegion *mr)
 {
     GuestMemfd *gmem = mr->ram_block ? mr->ram_block->gmem : NULL;
 
-    return gmem && gmem->state.private ? gmem : NULL;
+    return gmem && guest_memfd_can_be_private(gmem) ? gmem : NULL;
 }
 
 MemoryRegion *guest_memfd_shown(MemoryRegion *mr, uint64_t offset,
@@ -145,11 +200,8 @@ MemoryRegion *guest_memfd_shown(MemoryRegion *mr, uint64_t offset,
 {
     GuestMemfd *gmem = with_hidden_pages(mr);
 
-    if (!gmem || is_shown(gmem, offset, len)) {
-        return mr;
-    }
-    qatomic_inc(&gmem->state.denied);
-    return &no_access;
+    return !gmem || cut_at_hidden(gmem, offset, len) ? mr
+           : &gmem->access->hidden;
 }
 
 bool guest_memfd_cache_is_direct(MemoryRegion *mr, bool is_write)
@@ -161,12 +213,16 @@ bool guest_memfd_cache_is_direct(MemoryRegion *mr, bool is_write)
 MemoryRegion *guest_memfd_mapped(MemoryRegion *mr, uint64_t *offset,
                                  uint64_t *len, bool is_write)
 {
-    if (mr != &no_access || !nobodys[is_write].ram_block) {
+    GuestMemfd *gmem;
+
+    if (!guest_memfd_is_hidden_region(mr) || !dummy_ram[is_write].ram_block) {
         return mr;
     }
+    gmem = mr->opaque;
+    qatomic_inc(&gmem->access->denied);
     *offset %= qemu_real_host_page_size();
-    *len = MIN(*len, NOBODYS_SIZE - *offset);
-    return &nobodys[is_write];
+    *len = MIN(*len, DUMMY_SIZE - *offset);
+    return &dummy_ram[is_write];
 }
 
 void *guest_memfd_map_shared(AddressSpace *as, hwaddr addr, hwaddr *len,
@@ -177,7 +233,7 @@ void *guest_memfd_map_shared(AddressSpace *as, hwaddr addr, hwaddr *len,
     ram_addr_t offset;
     MemoryRegion *mr = host ? memory_region_from_host(host, &offset) : NULL;
 
-    if (host && (!mr || mr == &nobodys[is_write])) {
+    if (host && (!mr || mr == &dummy_ram[is_write])) {
         address_space_unmap(as, host, *len, is_write, 0);
         *len = 0;
         return NULL;
@@ -185,7 +241,7 @@ void *guest_memfd_map_shared(AddressSpace *as, hwaddr addr, hwaddr *len,
     return host;
 }
 
-/* Map the file, at its place.  Returns false if that fails. */
+/* Map the file, at its place.  Returns false with errno set on error. */
 static bool map_file(GuestMemfd *gmem, uint64_t page, uint64_t count)
 {
     const uint64_t page_size = qemu_real_host_page_size();
@@ -215,127 +271,198 @@ static bool map_zeros(GuestMemfd *gmem, uint64_t page)
                 -1, 0) != MAP_FAILED;
 }
 
-/* In a signal handler.  Returns whether the access can be tried again. */
+static void covered_remove(GuestMemfdAccess *a, unsigned i)
+{
+    a->n--;
+    memmove(&a->covered[i], &a->covered[i + 1],
+            (a->n - i) * sizeof(a->covered[0]));
+}
+
+static bool covered_find(const GuestMemfdAccess *a, uint64_t page)
+{
+    unsigned i;
+
+    for (i = 0; i < a->n; i++) {
+        if (a->covered[i] == page) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The page covered first makes room.  What is touched again is covered again */
+static bool covered_evict(GuestMemfd *gmem)
+{
+    GuestMemfdAccess *a = gmem->access;
+
+    if (a->n < COVERED_MIN || !map_file(gmem, a->covered[0], 1)) {
+        return false;
+    }
+    covered_remove(a, 0);
+    return true;
+}
+
+static bool covered_add(GuestMemfd *gmem, uint64_t page)
+{
+    GuestMemfdAccess *a = gmem->access;
+
+    while (a->n == COVERED_MAX || !map_zeros(gmem, page)) {
+        if (!covered_evict(gmem)) {
+            return false;
+        }
+    }
+    a->covered[a->n++] = page;
+    a->touched++;
+    a->last_touched = page;
+    return true;
+}
+
+/*
+ * A touch has failed.  In a signal handler, with access->lock held.
+ * Returns: can it be tried again?
+ */
 static bool cover(GuestMemfd *gmem, uint64_t page)
 {
     static __thread uint64_t last_page;
     static __thread unsigned faults;
-    GuestMemfdState *s = &gmem->state;
-    unsigned long word;
-    bool ok = true;
-    unsigned i;
+    GuestMemfdAccess *a = gmem->access;
+    bool shared = guest_memfd_next_page(gmem, page, page + 1, true) == page;
 
-    qemu_spin_lock(&s->access_lock);
-    word = qatomic_read(&s->shown[BIT_WORD(page)]);
-    if (word & BIT_MASK(page)) {
+    /* Another thread may have been faster, with the one or the other. */
+    if (shared || covered_find(a, page)) {
         faults = page == last_page ? faults + 1 : 0;
         last_page = page;
-        qemu_spin_unlock(&s->access_lock);
-        return faults < FAULTS_AT_SHARED;
-    }
-    faults = 0;
-    for (i = 0; i < s->covered_pages; i++) {
-        if (s->covered[i] == page) {
-            /* Another thread was faster. */
-            qemu_spin_unlock(&s->access_lock);
+        if (faults < FAULTS_IN_A_ROW) {
             return true;
         }
+        if (!shared) {
+            return false;
+        }
+        guest_memfd_state_set(gmem, page, page + 1, false);
+        a->foreign = true;
     }
-    ok = qatomic_read(&all_covered) < GUEST_MEMFD_COVERED &&
-         map_zeros(gmem, page);
-    if (!ok && map_file(gmem, 0, s->pages)) {
-        /* There is room again. */
-        qatomic_sub(&all_covered, s->covered_pages);
-        s->covered_pages = 0;
-        ok = map_zeros(gmem, page);
-    }
-    if (ok) {
-        qatomic_inc(&all_covered);
-        s->covered[s->covered_pages++] = page;
-        s->touched++;
-        s->last_touched = page;
-    }
-    qemu_spin_unlock(&s->access_lock);
-    return ok;
+    faults = 0;
+    return covered_add(gmem, page);
 }
 
-bool guest_memfd_remap(GuestMemfd *gmem)
+bool guest_memfd_access_remap(GuestMemfd *gmem)
 {
-    GuestMemfdState *s = &gmem->state;
+    GuestMemfdAccess *a = gmem->access;
     bool ok;
 
-    qemu_spin_lock(&s->access_lock);
-    ok = map_file(gmem, 0, s->pages);
-    if (ok) {
-        qatomic_sub(&all_covered, s->covered_pages);
-        s->covered_pages = 0;
-        s->touched = s->last_touched = s->told = 0;
+    if (!a) {
+        return map_file(gmem, 0, gmem->state.pages);
     }
-    qemu_spin_unlock(&s->access_lock);
+    qemu_spin_lock(&a->lock);
+    ok = map_file(gmem, 0, gmem->state.pages);
+    if (ok) {
+        a->n = 0;
+        a->touched = a->last_touched = 0;
+        a->foreign = a->warned = false;
+        qatomic_set(&a->denied, 0);
+    }
+    qemu_spin_unlock(&a->lock);
     return ok;
 }
 
-void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
+int guest_memfd_show(GuestMemfd *gmem, uint64_t first, uint64_t end)
 {
-    GuestMemfdState *s = &gmem->state;
+    GuestMemfdAccess *a = gmem->access;
     unsigned i = 0;
+    int ret = 0;
 
-    while (i < s->covered_pages) {
-        uint64_t page = s->covered[i];
+    qemu_spin_lock(&a->lock);
+    while (i < a->n && !ret) {
+        uint64_t page = a->covered[i];
 
         if (page < first || page >= end) {
             i++;
-            continue;
+        } else if (map_file(gmem, page, 1)) {
+            covered_remove(a, i);
+        } else {
+            ret = -errno;
         }
-        if (!map_file(gmem, page, 1)) {
-            /* It replaces a mapping, so there was room for one. */
-            error_report_once("guest_memfd '%s': cannot map page 0x%" PRIx64
-                              " again: %s; devices see zeros there",
-                              memory_region_name(gmem->rb->mr), page,
-                              strerror(errno));
-        }
-        qatomic_dec(&all_covered);
-        s->covered[i] = s->covered[--s->covered_pages];
+    }
+    if (!ret) {
+        guest_memfd_state_set(gmem, first, end, true);
+    }
+    qemu_spin_unlock(&a->lock);
+    return ret;
+}
+
+void guest_memfd_hide(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    guest_memfd_state_set(gmem, first, end, false);
+}
+
+GuestMemfdAccessCounters guest_memfd_access_counters(const GuestMemfd *gmem)
+{
+    GuestMemfdAccess *a = gmem->access;
+    GuestMemfdAccessCounters counters = {};
+
+    if (a) {
+        counters.denied = qatomic_read(&a->denied);
+        qemu_spin_lock(&a->lock);
+        counters.touched = a->touched;
+        qemu_spin_unlock(&a->lock);
+    }
+    return counters;
+}
+
+bool guest_memfd_is_covered(const GuestMemfd *gmem, uint64_t page)
+{
+    GuestMemfdAccess *a = gmem->access;
+    bool covered;
+
+    qemu_spin_lock(&a->lock);
+    covered = covered_find(a, page);
+    qemu_spin_unlock(&a->lock);
+    return covered;
+}
+
+/* A guest can cause this as often as it likes, so one warning a block. */
+static void report_touched(GuestMemfd *gmem)
+{
+    GuestMemfdAccess *a = gmem->access;
+    const char *name = memory_region_name(gmem->rb->mr);
+    uint64_t touched, offset;
+    bool foreign;
+
+    qemu_spin_lock(&a->lock);
+    touched = a->touched;
+    offset = a->last_touched * qemu_real_host_page_size();
+    foreign = a->foreign;
+    a->foreign = false;
+    qemu_spin_unlock(&a->lock);
+
+    if (foreign) {
+        error_report("guest_memfd '%s': memory at offset 0x%" PRIx64 " has "
+                     "become private, and neither the guest nor QEMU has "
+                     "asked for that; does another process have the file?",
+                     name, offset);
+        vm_stop(RUN_STATE_INTERNAL_ERROR);
+    }
+    if (touched && !a->warned) {
+        trace_guest_memfd_touched(gmem->inode, offset, touched);
+        warn_report("guest_memfd '%s': a device has touched memory at "
+                    "offset 0x%" PRIx64 ", which the guest has made private; "
+                    "it sees zeros there until that is shared. The guest is "
+                    "to blame; 'info guest-memfd' counts", name, offset);
+        a->warned = true;
     }
 }
 
-void guest_memfd_access_end(GuestMemfd *gmem)
-{
-    qatomic_sub(&all_covered, gmem->state.covered_pages);
-}
-
-/*
- * What a handler has to say, said by the main loop.  A guest can bring it
- * about as often as it likes, so it is one warning a block.
- */
-static void tell_touched(void *opaque)
+/* What a signal handler has deferred */
+static void run_deferred(void *opaque)
 {
     GuestMemfd *gmem;
     unsigned i;
 
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
-        GuestMemfdState *s = &gmem->state;
-        uint64_t touched, page;
-
-        qemu_spin_lock(&s->access_lock);
-        touched = s->touched;
-        page = s->last_touched;
-        qemu_spin_unlock(&s->access_lock);
-        if (touched == s->told) {
-            continue;
+        if (gmem->access) {
+            report_touched(gmem);
         }
-        trace_guest_memfd_touched(gmem->inode, page, touched);
-        if (!s->told) {
-            warn_report("guest_memfd '%s': a device has touched memory at "
-                        "offset 0x%" PRIx64 ", which the guest has made "
-                        "private; it sees zeros there until that is shared. "
-                        "The guest is to blame; 'info guest-memfd' counts",
-                        memory_region_name(gmem->rb->mr),
-                        page * qemu_real_host_page_size());
-        }
-        s->told = touched;
     }
-
     for (i = 0; i < HARDWARE_ERRORS; i++) {
         void *addr = qatomic_xchg(&hardware_errors[i], NULL);
 
@@ -348,12 +475,20 @@ static void tell_touched(void *opaque)
     }
 }
 
+static void schedule_deferred(void)
+{
+    QEMUBH *bh = qatomic_read(&deferred_bh);
+
+    if (bh) {
+        qemu_bh_schedule(bh);
+    }
+}
+
 /*
- * The main thread used to block SIGBUS and hear of memory errors by its main
- * loop, where it can do something about them.  Errors beyond the room here are
- * found when the memory is used.
+ * A hardware error that nobody has touched yet.  Errors beyond the room here
+ * are found when the memory is used.
  */
-static void put_off(void *addr)
+static void defer_hardware_error(void *addr)
 {
     unsigned i;
 
@@ -362,43 +497,51 @@ static void put_off(void *addr)
             break;
         }
     }
-    qemu_bh_schedule(touched_bh);
+    schedule_deferred();
 }
 
+static bool survive_touch(void *addr)
+{
+    GuestMemfd *gmem = guest_memfd_from_host(addr);
+    bool ok;
+
+    if (!gmem || !gmem->access) {
+        return false;
+    }
+    qemu_spin_lock(&gmem->access->lock);
+    ok = cover(gmem, ((uintptr_t)addr - (uintptr_t)gmem->host) /
+                     qemu_real_host_page_size());
+    qemu_spin_unlock(&gmem->access->lock);
+    if (ok) {
+        schedule_deferred();
+    }
+    return ok;
+}
+
+/*
+ * No thread blocks SIGBUS: a thread of a library would inherit that and die of
+ * a touch.  So what QEMU's main loop used to read from a signalfd comes here.
+ */
 bool guest_memfd_on_sigbus(int code, void *addr)
 {
     int saved_errno = errno;
-    GuestMemfd *gmem;
     bool ok = false;
 
     if (code == BUS_MCEERR_AR && !current_cpu) {
-        /* Such threads used to block SIGBUS, and this to end QEMU.  So be it */
+        /* A thread that blocks the signal is killed.  So is this one. */
         signal(SIGBUS, SIG_DFL);
-        return true;
-    }
-    if (!guest_memfd_some_hidden) {
-        return false;
-    }
-    if (code == BUS_MCEERR_AO && !current_cpu) {
-        put_off(addr);
-        return true;
-    }
-    if (code != BUS_ADRERR) {
-        return false;
-    }
-    gmem = guest_memfd_from_host(addr);
-    if (gmem && gmem->state.shown) {
-        ok = cover(gmem, ((uintptr_t)addr - (uintptr_t)gmem->host) /
-                         qemu_real_host_page_size());
-        if (ok) {
-            qemu_bh_schedule(touched_bh);
-        }
+        ok = true;
+    } else if (code == BUS_MCEERR_AO && !current_cpu) {
+        defer_hardware_error(addr);
+        ok = true;
+    } else if (code == BUS_ADRERR && guest_memfd_some_hidden) {
+        ok = survive_touch(addr);
     }
     errno = saved_errno;
     return ok;
 }
 
-/* Not any earlier: RAM blocks are made while another one is. */
+/* Not any earlier: a block is being made when the first access is set up. */
 static void machine_done(Notifier *n, void *data)
 {
     static const char *const names[] = {
@@ -406,31 +549,43 @@ static void machine_done(Notifier *n, void *data)
     };
     int i;
 
-    for (i = 0; i < ARRAY_SIZE(nobodys); i++) {
-        void *host = qemu_memalign(qemu_real_host_page_size(), NOBODYS_SIZE);
+    qatomic_set(&deferred_bh, qemu_bh_new(run_deferred, NULL));
+    schedule_deferred();
+    for (i = 0; guest_memfd_some_hidden && i < ARRAY_SIZE(dummy_ram); i++) {
+        void *host = qemu_memalign(qemu_real_host_page_size(), DUMMY_SIZE);
 
-        memset(host, 0, NOBODYS_SIZE);
-        memory_region_init_ram_ptr(&nobodys[i], NULL, names[i], NOBODYS_SIZE,
+        memset(host, 0, DUMMY_SIZE);
+        memory_region_init_ram_ptr(&dummy_ram[i], NULL, names[i], DUMMY_SIZE,
                                    host);
     }
 }
 
-void guest_memfd_access_init(void)
+static void guest_memfd_access_register(void)
 {
     static Notifier notifier = { .notify = machine_done };
-    sigset_t set;
 
-    /* Threads that are created do not block it; see the hook there. */
-    sigemptyset(&set);
-    sigaddset(&set, SIGBUS);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    qemu_add_machine_init_done_notifier(&notifier);
+}
 
-    if (!guest_memfd_some_hidden) {
-        memory_region_init_io(&no_access, NULL, &unassigned_mem_ops, NULL,
-                              "guest-memfd-private", UINT64_MAX);
-        memory_region_enable_lockless_io(&no_access);
-        qemu_add_machine_init_done_notifier(&notifier);
-        touched_bh = qemu_bh_new(tell_touched, NULL);
-        guest_memfd_some_hidden = true;
+type_init(guest_memfd_access_register)
+
+void guest_memfd_access_init(GuestMemfd *gmem)
+{
+    GuestMemfdAccess *a = g_new0(GuestMemfdAccess, 1);
+
+    memory_region_init_io(&a->hidden, NULL, &hidden_ops, gmem, NULL,
+                          UINT64_MAX);
+    memory_region_enable_lockless_io(&a->hidden);
+    qemu_spin_init(&a->lock);
+    gmem->access = a;
+    guest_memfd_some_hidden = true;
+}
+
+void guest_memfd_access_destroy(GuestMemfd *gmem)
+{
+    if (gmem->access) {
+        object_unref(OBJECT(&gmem->access->hidden));
+        qemu_spin_destroy(&gmem->access->lock);
+        g_free(gmem->access);
     }
 }

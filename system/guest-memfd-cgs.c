@@ -14,7 +14,9 @@
 #include "qemu/mmap-alloc.h"
 #include "qom/object.h"
 #include "system/confidential-guest-support.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-launch.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 #include "gmem/trace.h"
@@ -201,7 +203,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
                           "memory-backend-memfd without guest-memfd=off.\n");
         return false;
     }
-    /* Who pins all RAM for good would keep pages from becoming private. */
+    /* A device that pins all RAM would keep pages from becoming private. */
     if (ram_block_coordinated_discard_require(true) < 0) {
         error_setg(errp, "Memory '%s' cannot be converted between shared and "
                    "private, because a device pins all of it; remove the "
@@ -236,14 +238,12 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
     }
     rb->guest_memfd = fd;
     rb->flags = (rb->flags & ~RAM_PRIVATE) | RAM_SHARED;
-    guest_memfd_add(gmem, rb);
+    guest_memfd_add(gmem, rb, true);
     gmem->state.launching = guest_memfd_is_launching();
 
     /* What is plugged into a guest that runs is private, as its RAM was. */
     if (guest_memfd_launch_is_finished()) {
-        GuestMemfdRange all = { gmem, 0, rb->max_length };
-
-        ret = guest_memfd_convert(&all, 1, true);
+        ret = guest_memfd_convert_all(gmem, true);
         if (ret) {
             error_setg_errno(errp, -ret, "Memory '%s' cannot be made private",
                              name);

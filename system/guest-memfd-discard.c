@@ -12,21 +12,20 @@
  * one by one, only to unmap it, and may run out of mappings.
  *
  * A listener comes, goes and is notified with the BQL held, and while there is
- * one, pages are hidden and shown with the BQL held only.  That a vCPU thread
- * without the BQL sees a listener which is just coming follows from state.lock:
- * the manager enters the listener into its list before it asks for populated
- * pages, and the answer is given under that lock; a vCPU thread looks at the
- * list and changes pages in one critical section of it.  So either the
- * listener learns of the change, or the vCPU thread sees the listener.
+ * one, chunks are converted with the BQL held only.  That a vCPU thread without
+ * the BQL sees a listener which is just coming follows from the conversion
+ * lock: the manager enters the listener into its list before it asks for
+ * populated pages, and the answer is given under that lock; a vCPU thread looks
+ * at the list and converts a chunk in one critical section of it.  So either
+ * the listener finds the chunk converted, or the vCPU thread sees the listener.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/atomic.h"
-#include "qemu/bitmap.h"
 #include "qemu/lockable.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "system/memory.h"
 #include "system/ram-discard-manager.h"
 #include "system/ramblock.h"
@@ -60,14 +59,11 @@ static bool discard_source_is_populated(const RamDiscardSource *source,
                                         const MemoryRegionSection *section)
 {
     GuestMemfd *gmem = GUEST_MEMFD_DISCARD_SOURCE(source)->gmem;
-    const uint64_t page_size = qemu_real_host_page_size();
-    uint64_t first = section->offset_within_region / page_size;
-    uint64_t end = DIV_ROUND_UP(section->offset_within_region +
-                                int128_get64(section->size), page_size);
 
     QEMU_LOCK_GUARD(&gmem->state.lock);
     return !gmem->state.launching &&
-           find_next_zero_bit(gmem->state.shown, end, first) >= end;
+           !guest_memfd_any_private(gmem, section->offset_within_region,
+                                    int128_get64(section->size));
 }
 
 static RamDiscardManager *discard_manager(const GuestMemfd *gmem)

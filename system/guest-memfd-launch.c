@@ -14,7 +14,8 @@
 #include "crypto/hash.h"
 #include "qapi/error.h"
 #include "system/address-spaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-launch.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 #include "gmem/trace.h"
@@ -96,8 +97,18 @@ bool guest_memfd_launch_note(hwaddr gpa, hwaddr size, const char *type,
     return true;
 }
 
+/*
+ * LaunchTarget: where in which block memory is
+ * @offset, @size: bytes
+ */
+typedef struct LaunchTarget {
+    GuestMemfd *gmem;
+    uint64_t offset;
+    uint64_t size;
+} LaunchTarget;
+
 /* Where in which block is the memory at @gpa?  False if not all in one. */
-static bool find_range(hwaddr gpa, hwaddr size, GuestMemfdRange *range,
+static bool find_range(hwaddr gpa, hwaddr size, LaunchTarget *range,
                        Error **errp)
 {
     MemoryRegionSection section;
@@ -123,7 +134,7 @@ static bool find_range(hwaddr gpa, hwaddr size, GuestMemfdRange *range,
     }
 
     range->gmem = host ? guest_memfd_from_host(host) : NULL;
-    if (!range->gmem || !range->gmem->state.private) {
+    if (!range->gmem || !guest_memfd_can_be_private(range->gmem)) {
         error_setg(errp, "Cannot launch 0x%" HWADDR_PRIx " bytes at gpa 0x%"
                    HWADDR_PRIx " in place: they are not in one piece of RAM "
                    "that can be private; give the guest the memory that its "
@@ -135,7 +146,7 @@ static bool find_range(hwaddr gpa, hwaddr size, GuestMemfdRange *range,
     return true;
 }
 
-static bool check_is_shared(const GuestMemfdRange *range, hwaddr gpa,
+static bool check_is_shared(const LaunchTarget *range, hwaddr gpa,
                             Error **errp)
 {
     const GuestMemfdLaunchRange *r;
@@ -160,7 +171,7 @@ static bool check_is_shared(const GuestMemfdRange *range, hwaddr gpa,
 
 void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp)
 {
-    GuestMemfdRange range;
+    LaunchTarget range;
 
     if (!find_range(gpa, size, &range, errp) ||
         !check_is_shared(&range, gpa, errp)) {
@@ -173,7 +184,7 @@ void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp)
  * The kernel would populate, and measure, a page that nobody has written: a
  * page of zeros that does not exist yet.
  */
-static bool check_written(const GuestMemfdRange *range, hwaddr gpa,
+static bool check_written(const LaunchTarget *range, hwaddr gpa,
                           Error **errp)
 {
     uint64_t bytes;
@@ -199,7 +210,8 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
                               bool written, bool measured, Error **errp)
 {
     GuestMemfdLaunchRange *r;
-    GuestMemfdRange range;
+    LaunchTarget range;
+    uint64_t done;
     void *host;
     int ret;
 
@@ -214,7 +226,8 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
         return false;
     }
 
-    ret = guest_memfd_convert(&range, 1, true);
+    ret = guest_memfd_convert(range.gmem, range.offset, range.size, true, NULL,
+                              &done);
     trace_guest_memfd_launch_range(gpa, size, type, measured, ret);
     if (ret) {
         error_setg_errno(errp, -ret, "Cannot make 0x%" HWADDR_PRIx " bytes at "
@@ -249,21 +262,20 @@ bool guest_memfd_launch_finish(Error **errp)
     GuestMemfd *gmem;
 
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
-        GuestMemfdRange all = { gmem, 0, gmem->rb->max_length };
         int ret;
 
-        if (!gmem->state.private) {
+        if (!guest_memfd_can_be_private(gmem)) {
             continue;
         }
-        ret = guest_memfd_convert(&all, 1, true);
-        trace_guest_memfd_launch_finish(gmem->inode, all.size, ret);
+        ret = guest_memfd_convert_all(gmem, true);
+        trace_guest_memfd_launch_finish(gmem->inode, gmem->size, ret);
         if (ret) {
             error_setg_errno(errp, -ret, "Cannot make the RAM of '%s' private "
                              "to finish the launch%s",
                              memory_region_name(gmem->rb->mr), pinned(ret));
             return false;
         }
-        guest_memfd_tell_listeners(gmem);
+        guest_memfd_state_launched(gmem);
     }
     finished = true;
     return true;

@@ -43,7 +43,10 @@
 #include "qemu/units.h"
 #include "system/confidential-guest-support.h"
 #include "system/cpus.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-launch.h"
+#include "gmem/system/guest-memfd-rebuild.h"
 #include "system/hostmem.h"
 #include "system/kvm.h"
 #include "system/memory.h"
@@ -62,7 +65,7 @@
  * @incomplete: there is no VM, or one that lacks something
  * @vcpus_lost: vCPUs were being made; QEMU cannot do that again if it fails
  */
-static uint64_t rebuilds;
+static unsigned rebuilds;
 static bool rebuilding;
 static bool devices_stopped;
 static bool failed;
@@ -72,7 +75,7 @@ static bool vcpus_lost;
 /* Of a step of a launch; looked at by guest_memfd_launch_ok(). */
 static Error *launch_error;
 
-uint64_t guest_memfd_rebuilds(void)
+unsigned guest_memfd_rebuilds(void)
 {
     return qatomic_read(&rebuilds);
 }
@@ -313,13 +316,13 @@ static bool replace_file(GuestMemfd *gmem, Error **errp)
         error_setg_errno(errp, errno, "cannot use the new guest_memfd");
         goto fail;
     }
-    if (!gmem->state.private && !copy_contents(gmem, fd, errp)) {
+    if (!guest_memfd_can_be_private(gmem) && !copy_contents(gmem, fd, errp)) {
         goto fail;
     }
 
     rb->fd = fd;
     rb->guest_memfd = kvm_fd;
-    if (!guest_memfd_remap(gmem)) {
+    if (!guest_memfd_access_remap(gmem)) {
         error_setg_errno(errp, errno, "cannot map the new guest_memfd");
         rb->fd = old_fd;
         rb->guest_memfd = old_kvm_fd;
@@ -347,14 +350,14 @@ static bool rebind_block(GuestMemfd *gmem, Error **errp)
     uint64_t old_inode = gmem->inode;
 
     /* Memory that can be private is mapped by those only who unmap it. */
-    if (!gmem->state.private && ram_block_discard_is_disabled()) {
+    if (!guest_memfd_can_be_private(gmem) && ram_block_discard_is_disabled()) {
         error_setg(errp, "memory '%s' cannot become that of a new VM, because "
                    "a device pins all of it; remove the device, or "
                    "x-change-vmfd-on-reset=on", name);
         return false;
     }
     guest_memfd_notify_discard_all(gmem);
-    guest_memfd_state_clear(gmem);
+    guest_memfd_state_hide(gmem);
     if (!replace_file(gmem, errp) || !policy_set(gmem, errp) ||
         !prealloc(gmem, errp)) {
         error_prepend(errp, "memory '%s' cannot become that of a new VM: ",

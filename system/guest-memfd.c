@@ -13,7 +13,8 @@
 #include "qapi/error.h"
 #include "qemu/rcu_queue.h"
 #include "qemu/units.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "gmem/trace.h"
 
 /* A thread is worth its start from this many bytes on. */
@@ -54,7 +55,7 @@ void guest_memfd_free(GuestMemfd *gmem)
 
 static void guest_memfd_reclaim(GuestMemfd *gmem)
 {
-    guest_memfd_access_end(gmem);
+    guest_memfd_access_destroy(gmem);
     guest_memfd_state_destroy(gmem);
     g_free(gmem);
 }
@@ -123,8 +124,7 @@ GuestMemfd *guest_memfd_new(const char *name, uint64_t size,
     GuestMemfd *gmem = g_new0(GuestMemfd, 1);
     struct stat st;
 
-    gmem->can_be_private = can_be_private;
-    /* Say no first. */
+    /* A migration that is running refuses the block before it has a file. */
     if (block_migration(gmem, name, can_be_private, errp) < 0) {
         goto free;
     }
@@ -157,21 +157,21 @@ static bool is_dumped(RAMBlock *rb)
                  : machine_dump_guest_core(current_machine);
 }
 
-void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb)
+void guest_memfd_add(GuestMemfd *gmem, RAMBlock *rb, bool can_be_private)
 {
     gmem->rb = rb;
     gmem->host = rb->host;
     gmem->size = rb->max_length;
     gmem->dump = is_dumped(rb);
-    guest_memfd_state_init(gmem, gmem->can_be_private);
+    guest_memfd_state_init(gmem, can_be_private);
+    if (can_be_private) {
+        guest_memfd_access_init(gmem);
+    }
     rb->gmem = gmem;
     guest_memfd_watch_ram_blocks();
     trace_guest_memfd_init_ram(memory_region_name(rb->mr), rb->max_length,
                                gmem->inode, rb->host);
     QTAILQ_INSERT_TAIL_RCU(&guest_memfds, gmem, next);
-    if (gmem->can_be_private) {
-        guest_memfd_access_init();
-    }
 }
 
 bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
@@ -198,7 +198,7 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
         guest_memfd_free(gmem);
         return false;
     }
-    guest_memfd_add(gmem, mr->ram_block);
+    guest_memfd_add(gmem, mr->ram_block, false);
     return true;
 }
 

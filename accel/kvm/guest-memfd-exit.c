@@ -3,26 +3,29 @@
  *
  * Hypercalls.  A guest asks for pages to be shared or private
  * (KVM_HC_MAP_GPA_RANGE).  It is answered with 0, EINVAL or EAGAIN, because
- * KVM takes nothing else; whatever it asks, the VM goes on.
+ * KVM takes nothing else; whatever it asks, the VM goes on.  After an error a
+ * part of the range, from its start on, may have been converted.
  *
- * A page that somebody holds is tried for a while.  TDX guests then ask again
- * by themselves; SEV-SNP guests take any refusal as the end of them, so for
- * these it is a long while.  In the meantime the thread is to be had for
- * others (stop, reset, quit, work for the vCPU): it leaves the conversion with
- * nothing changed, and goes on when the vCPU is to run again.  KVM waits for
- * the answer as long.  A guest that can be reset is told EAGAIN instead.
+ * Retry policy.  A page that is busy is tried for a while.  TDX guests then ask
+ * again by themselves; SEV-SNP guests take any refusal as the end of them, so
+ * for these it is a long while.  In the meantime the thread is available for
+ * other work (stop, reset, quit, work for the vCPU): it leaves the conversion
+ * after a chunk, and goes on from there when the vCPU is to run again.  KVM
+ * waits for the answer as long.  A guest that can be reset is told EAGAIN
+ * instead.
  *
  * Memory faults.  SEV-SNP and TDX guests say whether they take a page for
- * shared or private; if it is not, that is a request like a hypercall, only
- * that nobody can be told that it has failed.  A guest that takes any state
- * (software-protected) asks for nothing: the fault raced with a conversion,
- * and the same access works now.  So does one of the others, if the page is
- * already as it wants it.  Such faults are old news, and the vCPU runs on.
- * But the same fault also comes when the kernel has no page to give.  So if it
- * comes again and again, and nothing is converted any more, the VM stops.
+ * shared or private; if it is not, that is a request like a hypercall, except
+ * that the guest cannot be told that it has failed.  A guest that takes any
+ * state (software-protected) asks for nothing: the fault raced with a
+ * conversion, and the same access works now.  So does an access of the other
+ * guests, if the page is already as they want it.  Such faults are stale, and
+ * the vCPU runs on.  But the same fault also comes when the kernel has no page
+ * to give.  So if it comes again and again, and nothing is converted any more,
+ * the VM stops.
  *
  * EFAULT without a reason is the same for memory that KVM reaches through the
- * mapping only, which has no private pages; but here nobody says where.
+ * mapping only, which has no private pages; but no address is reported then.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -35,9 +38,11 @@
 #include "qemu/units.h"
 #include "system/confidential-guest-support.h"
 #include "system/cpus.h"
-#include "system/guest-memfd.h"
 #include "system/kvm.h"
+#include "gmem/accel/kvm/guest-memfd.h"
 #include "gmem/accel/kvm/guest-memfd-uapi.h"
+#include "gmem/system/guest-memfd-gpa.h"
+#include "gmem/system/guest-memfd-rebuild.h"
 #include "gmem/trace.h"
 
 /* Pages of KVM_HC_MAP_GPA_RANGE, whatever the host's are. */
@@ -47,56 +52,54 @@
 #define HC_PAGE_SIZES 0xf
 #define HC_PRIVATE BIT(4)
 
-/* How long to try for a page that somebody holds, in microseconds. */
+/* How long to try for a page that is busy, in microseconds */
 #define RETRY_US (1 * 1000 * 1000)
 #define RETRY_FATAL_US (60 * 1000 * 1000)
 
-/* The same fault so long and so often is no news any more. */
+/* A fault that comes so long and so often is not stale. */
 #define FAULT_US (1 * 1000 * 1000)
 #define FAULT_LONG_US (60 * 1000 * 1000)
 #define FAULTS 10
 #define FAULT_PAUSE_US 1000
 
-/* After such a time it is another one: the guest has run in between. */
+/* After such a time it is another fault: the guest has run in between. */
 #define FAULT_GAP_US (100 * 1000)
 
-/* At most one warning in this time. */
-#define WARNING_US (10 * 1000 * 1000)
-
 /*
- * Wanted: the conversion that the vCPU of this thread asked for last
+ * PageStateRequest: the conversion that the vCPU of this thread asked for last
  * @pending: it is that of a hypercall, and is to be gone on with
- * @rebuilds: of the guest so far; another VM's guest has not asked for it
- * @spent: microseconds that were spent on it so far
+ * @rebuilds: of the guest so far; the guest of a new VM has not asked for it
+ * @gpa, @size: bytes that are left to convert
+ * @spent: microseconds that were spent on it since it came forward
  */
-typedef struct Wanted {
+typedef struct PageStateRequest {
     bool pending;
-    uint64_t rebuilds;
+    unsigned rebuilds;
     hwaddr gpa;
     hwaddr size;
     bool private;
     int64_t spent;
-} Wanted;
+} PageStateRequest;
 
 /*
- * Fault: the last one that was old news, of the vCPU of this thread
+ * StaleFault: the last stale fault of the vCPU of this thread
  * @since, @all_since: when it came first; after a conversion, and at all
  * @last: when it came last
  * @times: how often it came since @all_since
- * @conversions: as there were at @since
+ * @conversions: how many there were at @since
  */
-typedef struct Fault {
+typedef struct StaleFault {
     hwaddr gpa;
     bool private;
     int64_t since;
     int64_t all_since;
     int64_t last;
     unsigned times;
-    uint64_t conversions;
-} Fault;
+    unsigned conversions;
+} StaleFault;
 
-static __thread Wanted wanted;
-static __thread Fault last_fault;
+static __thread PageStateRequest request;
+static __thread StaleFault last_fault;
 
 static bool vcpu_is_wanted(void)
 {
@@ -108,25 +111,6 @@ static const char *state_name(bool private)
     return private ? "private" : "shared";
 }
 
-/* A guest can have this said as often as it likes. */
-static void warn_busy(hwaddr gpa, hwaddr size)
-{
-    static int64_t next_warning;
-    int64_t now = g_get_monotonic_time();
-    int64_t due = qatomic_read(&next_warning);
-    g_autofree char *page = NULL;
-
-    if (now < due ||
-        qatomic_cmpxchg(&next_warning, due, now + WARNING_US) != due) {
-        return;
-    }
-    page = guest_memfd_busy_page(gpa, size);
-    warn_report("guest_memfd: 0x%" HWADDR_PRIx " bytes at gpa 0x%" HWADDR_PRIx
-                " cannot become private, because somebody holds the %s: a "
-                "device, or I/O in flight",
-                size, gpa, page ?: "memory");
-}
-
 /* How long the guest's requests are tried. */
 static int64_t retry_us(void)
 {
@@ -134,28 +118,31 @@ static int64_t retry_us(void)
 }
 
 /*
- * Convert what is wanted.  Returns 0; -EINTR, and it is to be gone on with;
- * -EAGAIN, or -EINVAL.
+ * Convert what is left of the request.  Returns 0; -EINTR, and it is to be gone
+ * on with; -EAGAIN, or -EINVAL.
  */
-static int convert(void)
+static int request_convert(void)
 {
     int64_t begun = g_get_monotonic_time();
-    GuestMemfdPatience patience = {
-        .timeout = retry_us() - wanted.spent,
+    GuestMemfdRetry retry = {
+        .timeout = retry_us() - request.spent,
         .interrupted = vcpu_is_wanted,
     };
-    int ret;
+    hwaddr done;
+    int ret = guest_memfd_convert_gpa(request.gpa, request.size,
+                                      request.private, &retry, &done);
 
-    ret = guest_memfd_convert_gpa(wanted.gpa, wanted.size, wanted.private,
-                                  &patience);
-    wanted.spent += g_get_monotonic_time() - begun;
+    request.gpa += done;
+    request.size -= done;
+    request.spent += g_get_monotonic_time() - begun;
+    if (done) {
+        request.spent = 0;
+    }
     switch (ret) {
     case 0:
     case -EINTR:
     case -EINVAL:
-        return ret;
     case -EAGAIN:
-        warn_busy(wanted.gpa, wanted.size);
         return ret;
     case -ENOMEM:
         return -EAGAIN;
@@ -180,9 +167,9 @@ static void pre_fault(CPUState *cpu, hwaddr gpa, hwaddr size)
 }
 
 /* Convert, and answer the guest.  Returns what to do with the vCPU. */
-static int answer(CPUState *cpu, struct kvm_run *run)
+static int request_answer(CPUState *cpu, struct kvm_run *run)
 {
-    int ret = convert();
+    int ret = request_convert();
 
     if (ret == -EINTR && cpus_are_resettable()) {
         /*
@@ -192,18 +179,20 @@ static int answer(CPUState *cpu, struct kvm_run *run)
         ret = -EAGAIN;
     }
     if (ret == -EINTR) {
-        wanted.pending = true;
-        wanted.rebuilds = guest_memfd_rebuilds();
+        request.pending = true;
+        request.rebuilds = guest_memfd_rebuilds();
         return EXCP_INTERRUPT;
     }
-    wanted.pending = false;
-    wanted.spent = 0;
+    request.pending = false;
+    request.spent = 0;
     run->hypercall.ret = -ret;
     if (!ret) {
-        pre_fault(cpu, wanted.gpa, wanted.size);
+        pre_fault(cpu, run->hypercall.args[0],
+                  run->hypercall.args[1] * HC_PAGE_SIZE);
     }
-    trace_kvm_guest_memfd_hypercall(cpu->cpu_index, wanted.gpa, wanted.size,
-                                    wanted.private, -ret);
+    trace_kvm_guest_memfd_hypercall(cpu->cpu_index, run->hypercall.args[0],
+                                    run->hypercall.args[1] * HC_PAGE_SIZE,
+                                    request.private, -ret);
     return 0;
 }
 
@@ -225,40 +214,40 @@ bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret)
         run->hypercall.ret = EINVAL;
         return true;
     }
-    wanted = (Wanted) {
+    request = (PageStateRequest) {
         .gpa = run->hypercall.args[0],
         .size = pages * HC_PAGE_SIZE,
         .private = attributes & HC_PRIVATE,
     };
-    *ret = answer(cpu, run);
+    *ret = request_answer(cpu, run);
     return true;
 }
 
 bool kvm_guest_memfd_resume(CPUState *cpu, struct kvm_run *run, int *ret)
 {
-    if (wanted.rebuilds != guest_memfd_rebuilds()) {
-        wanted = (Wanted) { .rebuilds = guest_memfd_rebuilds() };
+    if (request.rebuilds != guest_memfd_rebuilds()) {
+        request = (PageStateRequest) { .rebuilds = guest_memfd_rebuilds() };
     }
-    if (!wanted.pending) {
+    if (!request.pending) {
         return false;
     }
-    *ret = answer(cpu, run);
+    *ret = request_answer(cpu, run);
     return *ret != 0;
 }
 
 /*
- * A fault that is no request.  Returns false if it came too often; else it has
- * waited a little, if it is not the first of its kind.
+ * A fault that is no request.  Returns false if it came too often; else this
+ * has waited a little, if it is not the first of its kind.
  */
-static bool is_old_news(hwaddr gpa, bool private)
+static bool fault_is_stale(hwaddr gpa, bool private)
 {
-    uint64_t conversions = guest_memfd_conversions();
+    unsigned conversions = guest_memfd_conversions();
     int64_t now = g_get_monotonic_time();
-    Fault *f = &last_fault;
+    StaleFault *f = &last_fault;
 
     if (!f->times || f->gpa != gpa || f->private != private ||
         now - f->last > FAULT_GAP_US) {
-        *f = (Fault) {
+        *f = (StaleFault) {
             .gpa = gpa,
             .private = private,
             .since = now,
@@ -283,26 +272,31 @@ static bool is_old_news(hwaddr gpa, bool private)
 }
 
 /* A memory fault that is a request.  Returns what to do with the vCPU. */
-static int serve_fault(hwaddr gpa, hwaddr size, bool private)
+static int fault_serve(hwaddr gpa, hwaddr size, bool private)
 {
     int ret;
 
-    /* One that was interrupted comes again by itself; nothing was done. */
-    if (wanted.gpa != gpa || wanted.size != size ||
-        wanted.private != private) {
-        wanted = (Wanted) { .gpa = gpa, .size = size, .private = private };
+    /* A fault that was interrupted comes again by itself. */
+    if (request.gpa != gpa || request.size != size ||
+        request.private != private) {
+        request = (PageStateRequest) {
+            .gpa = gpa,
+            .size = size,
+            .private = private,
+        };
     }
-    ret = guest_memfd_is_required(current_machine) ? convert() : -EINVAL;
+    ret = guest_memfd_is_required(current_machine) ? request_convert()
+                                                   : -EINVAL;
     if (ret == -EINTR) {
         return EXCP_INTERRUPT;
     }
-    if (ret == -EAGAIN && wanted.spent < retry_us()) {
-        /* The kernel lacks memory: it comes again. */
+    if (ret == -EAGAIN && request.spent < retry_us()) {
+        /* The kernel lacks memory: the fault comes again. */
         g_usleep(FAULT_PAUSE_US);
-        wanted.spent += FAULT_PAUSE_US;
+        request.spent += FAULT_PAUSE_US;
         return 0;
     }
-    wanted.spent = 0;
+    request.spent = 0;
     if (ret) {
         error_report("the guest takes 0x%" HWADDR_PRIx " bytes at gpa 0x%"
                      HWADDR_PRIx " for %s, which they cannot become: %s",
@@ -330,10 +324,10 @@ int kvm_guest_memfd_memory_fault(CPUState *cpu, struct kvm_run *run)
     trace_kvm_guest_memfd_memory_fault(cpu->cpu_index, gpa, size, private,
                                        differs);
     if (differs) {
-        return serve_fault(gpa, size, private);
+        return fault_serve(gpa, size, private);
     }
-    wanted.spent = 0;
-    if (is_old_news(gpa, private)) {
+    request.spent = 0;
+    if (fault_is_stale(gpa, private)) {
         return 0;
     }
     error_report("the guest cannot access 0x%" HWADDR_PRIx " bytes at gpa 0x%"
@@ -350,7 +344,7 @@ bool kvm_guest_memfd_retry(CPUState *cpu, struct kvm_run *run, int error)
         return false;
     }
     trace_kvm_guest_memfd_retry(cpu->cpu_index);
-    if (is_old_news(UINT64_MAX, true)) {
+    if (fault_is_stale(UINT64_MAX, true)) {
         return true;
     }
     error_report("the guest has made memory private that KVM reaches through "
@@ -367,11 +361,8 @@ bool kvm_guest_memfd_vcpu_is_lost(const CPUState *cpu)
 
 bool kvm_guest_memfd_is_mmio(struct kvm_run *run)
 {
-    const hwaddr page_mask = qemu_real_host_page_size() - 1;
-    hwaddr gpa = run->mmio.phys_addr & ~page_mask;
-
     if (!guest_memfd_in_place() ||
-        guest_memfd_gpa_differs(gpa, page_mask + 1, false) <= 0) {
+        !guest_memfd_gpa_is_hidden(run->mmio.phys_addr)) {
         return true;
     }
     error_report("the guest's code needs KVM to emulate an access to private "

@@ -6,7 +6,7 @@
 #ifndef ACCEL_KVM_GUEST_MEMFD_POLICY_H
 #define ACCEL_KVM_GUEST_MEMFD_POLICY_H
 
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 
 /**
  * guest_memfd_slot_decide: set @slot->bound, or @slot->reason

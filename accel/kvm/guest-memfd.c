@@ -36,7 +36,9 @@
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "system/accel-blocker.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-rebuild.h"
 #include "system/kvm_int.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
@@ -228,7 +230,7 @@ static int create_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 
     guest_memfd_slot_decide(&gmem->slots, s);
     ret = set_region(gmem, s, s->size);
-    if (ret < 0 && s->bound && !gmem->state.private) {
+    if (ret < 0 && s->bound && !guest_memfd_can_be_private(gmem)) {
         /* All pages are shared, so the mapping serves the guest as well. */
         warn_report_once("KVM does not bind a memslot to the guest_memfd of "
                          "'%s': %s; it uses the mapping instead",
@@ -317,7 +319,7 @@ static uint32_t slot_flags(const GuestMemfd *gmem, const KVMSlot *slot)
 {
     uint32_t flags = slot->flags & ~KVM_MEM_GUEST_MEMFD;
 
-    return gmem->state.private ? flags & ~KVM_MEM_LOG_DIRTY_PAGES : flags;
+    return guest_memfd_can_be_private(gmem) ? flags & ~KVM_MEM_LOG_DIRTY_PAGES : flags;
 }
 
 static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
@@ -422,7 +424,7 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
     *ret = kvm_guest_memfd_region_result(slot, *ret);
     if (*ret == 0) {
         slot->old_flags = slot->flags;
-    } else if (gmem->state.private) {
+    } else if (guest_memfd_can_be_private(gmem)) {
         /* It is told; our caller would abort, as if this were a bug. */
         exit(1);
     }

@@ -5,7 +5,7 @@
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
 #include "system/kvm.h"
 
 const GuestMemfdCaps *kvm_guest_memfd_caps(void)

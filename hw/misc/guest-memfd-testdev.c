@@ -59,7 +59,7 @@
 #include "qemu/lockable.h"
 #include "qemu/module.h"
 #include "system/address-spaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "system/memory.h"
 
 #define TYPE_GUEST_MEMFD_TESTDEV "guest-memfd-testdev"
@@ -170,16 +170,7 @@ static bool find_unreadable(const TestSection *s, uint64_t first, uint64_t end,
 /* Has a touch of the page led to ordinary memory?  That is anybody's. */
 static bool is_covered(const TestSection *s, uint64_t page)
 {
-    GuestMemfdState *state = &s->gmem->state;
-    bool covered = false;
-    unsigned i;
-
-    qemu_spin_lock(&state->access_lock);
-    for (i = 0; i < state->covered_pages; i++) {
-        covered |= state->covered[i] == s->first + page;
-    }
-    qemu_spin_unlock(&state->access_lock);
-    return covered;
+    return guest_memfd_is_covered(s->gmem, s->first + page);
 }
 
 /* Finds a page in there whose contents is the guest's. */
@@ -212,7 +203,8 @@ static unsigned long *private_pages(const TestSection *s)
     state = &s->gmem->state;
     private = bitmap_new(s->pages);
     QEMU_LOCK_GUARD(&state->lock);
-    bitmap_copy_with_src_offset(private, state->private, s->first, s->pages);
+    bitmap_copy_with_src_offset(private, state->shared, s->first, s->pages);
+    bitmap_complement(private, private, s->pages);
     return private;
 }
 
@@ -455,7 +447,7 @@ static void region_add(MemoryListener *listener, MemoryRegionSection *section)
     s->dev = t;
     s->mr = section->mr;
     s->gmem = guest_memfd_from_host(memory_region_get_ram_ptr(s->mr));
-    if (s->gmem && !s->gmem->state.private) {
+    if (s->gmem && !guest_memfd_can_be_private(s->gmem)) {
         s->gmem = NULL;
     }
     s->first = section->offset_within_region / page_size;

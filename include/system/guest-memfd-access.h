@@ -63,8 +63,12 @@ struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
                                         uint64_t *offset, uint64_t *len,
                                         bool is_write);
 
+/** guest_memfd_is_hidden_region: is @mr what hidden pages are translated to? */
+bool guest_memfd_is_hidden_region(const struct MemoryRegion *mr);
+
 /**
- * guest_memfd_map_shared: address_space_map() for who tells others of it
+ * guest_memfd_map_shared: address_space_map() for an address that is told to
+ * another process
  * @as, @addr, @len, @is_write: as there
  *
  * vhost's back ends get the address for good, so it has to be memory of the

@@ -14,6 +14,9 @@
 #include <linux/kvm.h>
 #include "exec/hwaddr.h"
 #include "hw/i386/tdvf.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-launch.h"
+#include "gmem/system/guest-memfd-rebuild.h"
 #include "system/guest-memfd.h"
 
 struct TdxGuest;

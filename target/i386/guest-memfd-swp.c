@@ -24,7 +24,7 @@
 #include "qemu/units.h"
 #include "qom/object_interfaces.h"
 #include "system/address-spaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "system/kvm.h"
 #include "system/ramblock.h"
 #include "system/reset.h"
@@ -143,17 +143,13 @@ static int hide_separate(FlatView *view)
 /* Contents stay as they are. */
 static int convert_in_place(bool to_private)
 {
-    g_autoptr(GArray) ranges = g_array_new(false, false,
-                                           sizeof(GuestMemfdRange));
     GuestMemfd *gmem;
+    int ret = 0;
 
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
-        GuestMemfdRange range = { gmem, 0, gmem->rb->max_length };
-
-        g_array_append_val(ranges, range);
+        ret = ret ?: guest_memfd_convert_all(gmem, to_private);
     }
-    return guest_memfd_convert((GuestMemfdRange *)ranges->data, ranges->len,
-                               to_private);
+    return ret;
 }
 
 static int convert_separate(bool to_private)

@@ -16,6 +16,7 @@
 #include "kvm/tdx.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "gmem/target/i386/guest-memfd-launch.h"
 
 #define TDX_PAGE_SIZE (4 * KiB)

@@ -7,8 +7,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
-#include "monitor/monitor.h"
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include "qemu/aio.h"
 #include "hw/core/cpu.h"
 #include "monitor/monitor.h"
@@ -17,15 +17,22 @@
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/main-loop.h"
-#include "system/guest-memfd.h"
+#include "qemu/module.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "system/guest-memfd-access.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
+#include "system/runstate.h"
 #include "system/system.h"
 
 #define PAGES 4096
+
+#define TYPE_TEST_REGION "test-region"
+
+/* As many pages of a block are covered at most */
+#define COVERED 64
 
 static GuestMemfd gmem;
 static GuestMemfds list = QTAILQ_HEAD_INITIALIZER(list);
@@ -34,11 +41,37 @@ static MemoryRegion mr;
 static uint64_t page_size;
 static void *hardware_error;
 static Notifier *machine_done;
+static unsigned vm_stops;
+static const MemoryRegionOps *hidden_ops;
+
+/* Mappings of that kind fail, because the process has no room for more. */
+static int no_room_for;
 
 __thread CPUState *current_cpu;
 const MemoryRegionOps unassigned_mem_ops;
 
 /* Stand-ins */
+
+void *mmap(void *addr, size_t len, int prot, int flags, int fd, off_t offset)
+{
+    if (no_room_for && (flags & no_room_for)) {
+        errno = ENOMEM;
+        return MAP_FAILED;
+    }
+    return (void *)syscall(SYS_mmap, addr, len, prot, flags, fd, offset);
+}
+
+int vm_stop(RunState state)
+{
+    g_assert_cmpint(state, ==, RUN_STATE_INTERNAL_ERROR);
+    vm_stops++;
+    return 0;
+}
+
+bool guest_memfd_is_launching(void)
+{
+    return false;
+}
 
 GuestMemfd *guest_memfd_from_host(const void *host)
 {
@@ -59,7 +92,11 @@ void memory_region_init_io(MemoryRegion *region, Object *owner,
                            const MemoryRegionOps *ops, void *opaque,
                            const char *name, uint64_t size)
 {
-    g_assert_true(ops == &unassigned_mem_ops);
+    g_assert_true(opaque == &gmem);
+    object_initialize(region, sizeof(*region), TYPE_TEST_REGION);
+    hidden_ops = ops;
+    region->ops = ops;
+    region->opaque = opaque;
 }
 
 void qemu_add_machine_init_done_notifier(Notifier *notify)
@@ -143,14 +180,27 @@ static void set_shared(uint64_t n)
 
 static void set_shown(uint64_t first, uint64_t n, bool shown)
 {
+    QEMU_LOCK_GUARD(&gmem.state.lock);
     if (shown) {
-        qemu_spin_lock(&gmem.state.access_lock);
-        guest_memfd_uncover(&gmem, first, first + n);
-        bitmap_set_atomic(gmem.state.shown, first, n);
-        qemu_spin_unlock(&gmem.state.access_lock);
+        g_assert_cmpint(guest_memfd_show(&gmem, first, first + n), ==, 0);
     } else {
-        bitmap_test_and_clear_atomic(gmem.state.shown, first, n);
+        guest_memfd_hide(&gmem, first, first + n);
     }
+}
+
+static unsigned covered(void)
+{
+    unsigned page, n = 0;
+
+    for (page = 0; page < PAGES; page++) {
+        n += guest_memfd_is_covered(&gmem, page);
+    }
+    return n;
+}
+
+static uint64_t touched(void)
+{
+    return guest_memfd_access_counters(&gmem).touched;
 }
 
 static void main_loop(void)
@@ -192,11 +242,10 @@ static void setup(void)
     gmem.size = PAGES * page_size;
     gmem.rb = &rb;
     gmem.dump = true;
-    qemu_spin_init(&gmem.state.access_lock);
-    gmem.state.pages = PAGES;
-    gmem.state.private = bitmap_new(PAGES);
-    gmem.state.shown = bitmap_new(PAGES);
-    bitmap_set(gmem.state.shown, 0, PAGES);
+    rb.max_length = gmem.size;
+    guest_memfd_state_init(&gmem, true);
+    guest_memfd_access_init(&gmem);
+    vm_stops = 0;
     rb.gmem = &gmem;
     rb.fd = memfd_create("test", MFD_CLOEXEC);
     set_shared(PAGES);
@@ -209,7 +258,6 @@ static void setup(void)
     madvise(gmem.host, gmem.size, MADV_HUGEPAGE);
     QTAILQ_INSERT_TAIL(&list, &gmem, next);
     sigaction(SIGBUS, &action, NULL);
-    guest_memfd_access_init();
 }
 
 static void teardown(void)
@@ -217,8 +265,8 @@ static void teardown(void)
     QTAILQ_REMOVE(&list, &gmem, next);
     munmap(gmem.host, gmem.size);
     close(rb.fd);
-    g_free(gmem.state.private);
-    g_free(gmem.state.shown);
+    guest_memfd_access_destroy(&gmem);
+    guest_memfd_state_destroy(&gmem);
     signal(SIGBUS, SIG_DFL);
 }
 
@@ -252,15 +300,38 @@ static void test_translation(void)
         expect_translated((first - 2) * p + 5, 2 * p, true, 2 * p - 5);
         expect_translated((first - 1) * p, UINT64_MAX, true, p);
         expect_translated(first * p + 1, 1, false, 1);
-        expect_translated(first * p, n * p, false, n * p);
-        expect_translated(first * p, n * p + 1, false, n * p);
+        /* What is hidden is refused page by page. */
+        expect_translated(first * p, n * p, false, p);
+        expect_translated(first * p + 7, n * p, false, p - 7);
         expect_translated((first + n) * p - 1, 2, false, 1);
         expect_translated((first + n) * p, 2 * p, true, 2 * p);
         expect_translated(first * p, 0, false, 0);
         set_shown(first, n, true);
         expect_translated(0, 1000 * p, true, 1000 * p);
     }
-    g_assert_cmpint(gmem.state.denied, ==, 200 * 5);
+    /* To look is no access. */
+    g_assert_cmpint(guest_memfd_access_counters(&gmem).denied, ==, 0);
+    teardown();
+}
+
+static void test_denied(void)
+{
+    MemoryRegion *hidden;
+    uint64_t len = 1, data = 77;
+
+    setup();
+    set_shown(7, 1, false);
+    hidden = guest_memfd_translated(&mr, 7 * page_size, &len);
+    g_assert_true(guest_memfd_is_hidden_region(hidden));
+    g_assert_false(guest_memfd_is_hidden_region(&mr));
+    g_assert_cmpint(hidden_ops->read_with_attrs(hidden->opaque, 0, &data, 8,
+                                                MEMTXATTRS_UNSPECIFIED),
+                    ==, MEMTX_DECODE_ERROR);
+    g_assert_cmpint(data, ==, 0);
+    g_assert_cmpint(hidden_ops->write_with_attrs(hidden->opaque, 0, 5, 8,
+                                                 MEMTXATTRS_UNSPECIFIED),
+                    ==, MEMTX_DECODE_ERROR);
+    g_assert_cmpint(guest_memfd_access_counters(&gmem).denied, ==, 2);
     teardown();
 }
 
@@ -373,8 +444,8 @@ static void test_others(void)
     g_assert_true(guest_memfd_translated(&mmio, 5, &len) == &mmio);
     other.ram_block = &block;
     g_assert_true(guest_memfd_translated(&other, 5, &len) == &other);
-    g_free(gmem.state.private);
-    gmem.state.private = NULL;
+    g_free(gmem.state.shared);
+    gmem.state.shared = NULL;
     g_assert_true(guest_memfd_translated(&mr, 5, &len) == &mr);
     g_assert_cmpint(len, ==, 7);
     teardown();
@@ -410,22 +481,20 @@ static void test_touch(void)
     *at(6) = 3;
     g_assert_cmpint(*at(6), ==, 3);
     *at(7) = 4;
-    g_assert_cmpint(gmem.state.covered_pages, ==, 2);
-    g_assert_cmpint(gmem.state.touched, ==, 2);
-    g_assert_cmpint(gmem.state.last_touched, ==, 7);
-    g_assert_cmpint(gmem.state.told, ==, 0);
+    g_assert_cmpint(covered(), ==, 2);
+    g_assert_cmpint(touched(), ==, 2);
     main_loop();
-    g_assert_cmpint(gmem.state.told, ==, 2);
+    g_assert_cmpint(vm_stops, ==, 0);
 
     set_shared(PAGES);
     *at(5) = 8;
     set_shown(5, 2, true);
     g_assert_cmpint(*at(5), ==, 8);
     g_assert_cmpint(*at(6), ==, 0);     /* what the file has there */
-    g_assert_cmpint(gmem.state.covered_pages, ==, 1);
+    g_assert_cmpint(covered(), ==, 1);
     set_shown(7, 1, true);
     *at(7) = 9;
-    g_assert_cmpint(gmem.state.covered_pages, ==, 0);
+    g_assert_cmpint(covered(), ==, 0);
     /* Nothing is left of it but one mapping. */
     g_assert_cmpint(mappings(), ==, 1);
     teardown();
@@ -441,14 +510,88 @@ static void test_many(void)
     set_shared(0);
     for (page = 0; page < PAGES; page += 2) {
         g_assert_cmpint(*at(page), ==, 0);
-        g_assert_cmpint(gmem.state.covered_pages, <=, GUEST_MEMFD_COVERED);
+        g_assert_cmpint(covered(), <=, COVERED);
+        g_assert_true(guest_memfd_is_covered(&gmem, page));
     }
-    g_assert_cmpint(mappings(), <=, 2 * GUEST_MEMFD_COVERED + 1);
-    g_assert_cmpint(gmem.state.touched, ==, PAGES / 2);
+    g_assert_cmpint(mappings(), <=, 2 * COVERED + 1);
+    g_assert_cmpint(touched(), ==, PAGES / 2);
     set_shared(PAGES);
     set_shown(0, PAGES, true);
     *at(PAGES - 2) = 1;
     g_assert_cmpint(mappings(), ==, 1);
+    teardown();
+}
+
+/* A store across two pages */
+static void straddle(unsigned page)
+{
+    *(volatile uint16_t *)(at(page) - 1) = 5;
+}
+
+/*
+ * An instruction that touches several pages needs all of them at once, however
+ * many are covered, and however little room there is.
+ */
+static void test_straddle(void)
+{
+    unsigned page, i;
+
+    setup();
+    set_shown(0, PAGES, false);
+    set_shared(0);
+    for (page = 0; page < 2 * COVERED; page += 2) {
+        *at(page) = 1;
+    }
+    for (i = 0; i < 3 * COVERED; i++) {
+        straddle(1000 + 3 * i);
+        g_assert_true(guest_memfd_is_covered(&gmem, 999 + 3 * i));
+        g_assert_true(guest_memfd_is_covered(&gmem, 1000 + 3 * i));
+        g_assert_cmpint(covered(), ==, COVERED);
+    }
+    /* As many were covered as were touched: none was for nothing. */
+    g_assert_cmpint(touched(), ==, COVERED + 2 * 3 * COVERED);
+    teardown();
+}
+
+/* If there is no room for another mapping, the oldest page makes room. */
+static void test_no_room(void)
+{
+    if (g_test_subprocess()) {
+        unsigned page;
+
+        setup();
+        set_shown(0, PAGES, false);
+        set_shared(0);
+        for (page = 0; page < 20; page += 2) {
+            *at(page) = 1;
+        }
+        no_room_for = MAP_ANONYMOUS;
+        /* It gives up pages until it has too few, and then it gives up. */
+        *at(100) = 1;
+        exit(0);
+    }
+    g_test_trap_subprocess(NULL, 0, 0);
+    g_test_trap_assert_failed();
+}
+
+/* A page that cannot be mapped again stays hidden. */
+static void test_cannot_be_shown(void)
+{
+    setup();
+    set_shown(5, 3, false);
+    set_shared(5);
+    *at(6) = 1;
+    set_shared(PAGES);
+    no_room_for = MAP_SHARED;
+    WITH_QEMU_LOCK_GUARD(&gmem.state.lock) {
+        g_assert_cmpint(guest_memfd_show(&gmem, 5, 8), ==, -ENOMEM);
+    }
+    no_room_for = 0;
+    g_assert_true(guest_memfd_is_covered(&gmem, 6));
+    g_assert_cmpint(guest_memfd_next_page(&gmem, 5, 8, true), ==, 8);
+    set_shown(5, 3, true);
+    *at(6) = 9;
+    g_assert_cmpint(covered(), ==, 0);
     teardown();
 }
 
@@ -490,12 +633,12 @@ static void test_race(void)
         sched_yield();
         set_shared(PAGES);
         set_shown(first, PAGES - first, true);
-        g_assert_cmpint(gmem.state.covered_pages, ==, 0);
+        g_assert_cmpint(covered(), ==, 0);
     }
     for (i = 0; i < THREADS; i++) {
         qemu_thread_join(&threads[i]);
     }
-    g_assert_cmpint(gmem.state.touched, >, 0);
+    g_assert_cmpint(touched(), >, 0);
     for (page = 0; page <= 64; page++) {
         uint8_t value = 100 + page, seen;
 
@@ -519,16 +662,27 @@ static void test_not_ours(void)
     g_test_trap_assert_failed();
 }
 
-/* A page that is shared and cannot be had is not tried for ever. */
-static void test_shared_fault(void)
+/*
+ * A page that another process has made private: the access sees zeros, and the
+ * VM stops.
+ */
+static void test_foreign(void)
 {
-    if (g_test_subprocess()) {
-        setup();
-        set_shared(5);
-        exit(*at(6));
-    }
-    g_test_trap_subprocess(NULL, 0, 0);
-    g_test_trap_assert_failed();
+    setup();
+    *at(6) = 1;
+    set_shared(5);
+    g_assert_cmpint(*at(6), ==, 0);
+    g_assert_true(guest_memfd_is_covered(&gmem, 6));
+    g_assert_true(guest_memfd_any_private(&gmem, 6 * page_size, 1));
+    g_assert_false(guest_memfd_any_private(&gmem, 7 * page_size, 1));
+    main_loop();
+    g_assert_cmpint(vm_stops, ==, 1);
+    main_loop();
+    g_assert_cmpint(vm_stops, ==, 1);
+    set_shared(PAGES);
+    set_shown(6, 1, true);
+    *at(6) = 3;
+    teardown();
 }
 
 /* The main loop hears of errors of the hardware. */
@@ -548,13 +702,22 @@ static void test_hardware_error(void)
     teardown();
 }
 
+static const TypeInfo region_info = {
+    .name = TYPE_TEST_REGION,
+    .parent = TYPE_OBJECT,
+    .instance_size = sizeof(MemoryRegion),
+};
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
     page_size = qemu_real_host_page_size();
-    /* It blocks SIGBUS, as in QEMU. */
     qemu_init_main_loop(&error_abort);
+    module_call_init(MODULE_INIT_QOM);
+    type_register_static(&region_info);
+    guest_memfd_some_hidden = true;
     g_test_add_func("/guest-memfd-access/translation", test_translation);
+    g_test_add_func("/guest-memfd-access/denied", test_denied);
     g_test_add_func("/guest-memfd-access/mapped", test_mapped);
     g_test_add_func("/guest-memfd-access/others", test_others);
     g_test_add_func("/guest-memfd-access/cache", test_cache);
@@ -562,9 +725,13 @@ int main(int argc, char **argv)
                     test_page_that_changes);
     g_test_add_func("/guest-memfd-access/touch", test_touch);
     g_test_add_func("/guest-memfd-access/many", test_many);
+    g_test_add_func("/guest-memfd-access/straddle", test_straddle);
+    g_test_add_func("/guest-memfd-access/no room", test_no_room);
+    g_test_add_func("/guest-memfd-access/cannot be shown",
+                    test_cannot_be_shown);
     g_test_add_func("/guest-memfd-access/race", test_race);
     g_test_add_func("/guest-memfd-access/not-ours", test_not_ours);
-    g_test_add_func("/guest-memfd-access/shared-fault", test_shared_fault);
+    g_test_add_func("/guest-memfd-access/foreign", test_foreign);
     g_test_add_func("/guest-memfd-access/hardware-error", test_hardware_error);
     return g_test_run();
 }

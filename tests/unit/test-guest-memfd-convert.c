@@ -10,7 +10,8 @@
  *   +0a:5+2   listener a hears that they are there
  *
  * with "=ERROR" behind what fails.  At all times, no listener may have mapped
- * a page that becomes private, and nobody else may convert a page meanwhile.
+ * a page that becomes private, and no other thread may convert pages of the
+ * same block.  After each request, state, kernel, model and listeners agree.
  *
  * "prior art": a defect that prototypes of others had, by its number in the
  * project's notes on them.
@@ -18,7 +19,6 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
-#include "monitor/monitor.h"
 #include "qemu/bitmap.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
@@ -26,12 +26,16 @@
 #include "qemu/main-loop.h"
 #include "monitor/monitor.h"
 #include "system/address-spaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-gpa.h"
+#include "gmem/system/guest-memfd-internal.h"
 #include "gmem/tests/include/test-discard-manager.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
+#include "system/guest-memfd-access.h"
 #include "system/ramblock.h"
+#include "system/runstate.h"
 
 #define BLOCKS 3
 #define PAGES 150
@@ -40,6 +44,11 @@
 /* Listener b has registered a part of the block only, c nothing at first. */
 #define B_FIRST 40
 #define B_PAGES 60
+
+/* A block of its own, for requests of many chunks; only the kernel has it */
+#define BIG BLOCKS
+#define CHUNK_PAGES (GUEST_MEMFD_CHUNK / page_size)
+#define BIG_PAGES (4 * CHUNK_PAGES)
 
 #define FOREVER UINT_MAX
 
@@ -62,7 +71,8 @@ typedef struct Listener {
  * @private: to the kernel
  * @model: as it has to be
  * @attributes: of separate memory
- * @converting: by a thread that is in the kernel
+ * @converting: a thread is in the kernel
+ * @unmappable: showing a page fails there
  * @pins: so many conversions to private will find the page busy
  */
 typedef struct Block {
@@ -74,7 +84,8 @@ typedef struct Block {
     Listener listeners[LISTENERS];
     uint8_t private[PAGES];
     uint8_t model[PAGES];
-    uint8_t converting[PAGES];
+    bool converting;
+    uint8_t unmappable[PAGES];
     unsigned pins[PAGES];
 } Block;
 
@@ -86,6 +97,8 @@ typedef struct Fault {
 } Fault;
 
 static Block blocks[BLOCKS];
+static GuestMemfd big;
+static RAMBlock big_rb;
 static uint64_t page_size;
 
 static QemuMutex kernel_lock;
@@ -99,6 +112,7 @@ static __thread GRand *chaos;
 static bool separate;
 static uint64_t page_in_block(uint64_t gfn, RAMBlock **rb);
 static unsigned bql_taken;
+static unsigned vm_stops;
 
 static GString *events;
 static unsigned reports;
@@ -169,6 +183,16 @@ void bql_update_status(bool locked)
 
 void rust_bql_mock_lock(void)
 {
+}
+
+void qemu_system_vmstop_request_prepare(void)
+{
+}
+
+void qemu_system_vmstop_request(RunState state)
+{
+    g_assert_cmpint(state, ==, RUN_STATE_INTERNAL_ERROR);
+    vm_stops++;
 }
 
 /* Errors are counted. */
@@ -261,6 +285,12 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
     Block *b = &blocks[fd];
     int ret;
 
+    if (fd == BIG) {
+        kernel_calls++;
+        g_assert_cmpint(pages, <=, CHUNK_PAGES);
+        event("%c:%" PRIu64 "+%" PRIu64, private ? 'P' : 'S', first, pages);
+        return 0;
+    }
     g_assert_cmpint(fd, <, BLOCKS);
     g_assert_cmpint(offset % page_size, ==, 0);
     g_assert_cmpint(size % page_size, ==, 0);
@@ -268,8 +298,8 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
     g_assert_cmpint(first + pages, <=, PAGES);
 
     WITH_QEMU_LOCK_GUARD(&kernel_lock) {
-        g_assert_true(buffer_is_zero(b->converting + first, pages));
-        memset(b->converting + first, 1, pages);
+        g_assert_false(b->converting);
+        b->converting = true;
     }
     if (kernel_hook) {
         kernel_hook(fd, first, private);
@@ -279,7 +309,7 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
         if (!ret) {
             memset(b->private + first, private, pages);
         }
-        memset(b->converting + first, 0, pages);
+        b->converting = false;
     }
     event("%c%d:%" PRIu64 "+%" PRIu64 "%s", private ? 'P' : 'S', fd, first,
           pages, error_name(ret));
@@ -381,7 +411,10 @@ static void set_section(Listener *l, uint64_t first, uint64_t pages)
 
 TestManager *test_manager_of(const GuestMemfd *gmem)
 {
-    return &container_of(gmem, Block, gmem)->manager;
+    static TestManager no_listeners;
+
+    return gmem == &big ? &no_listeners
+           : &container_of(gmem, Block, gmem)->manager;
 }
 
 static void listener_lost(RamDiscardListener *rdl, const MemoryRegionSection *s)
@@ -402,7 +435,7 @@ static void register_listener(Listener *l)
     test_manager_add(&b->manager, &l->rdl);
     for (page = 0; page < PAGES; page++) {
         QEMU_LOCK_GUARD(&s->lock);
-        if (!s->launching && test_bit(page, s->shown)) {
+        if (!s->launching && test_bit(page, s->shared)) {
             l->mapped[page] = 1;
         }
     }
@@ -438,18 +471,41 @@ bool guest_memfd_in_place(void)
     return !separate;
 }
 
-void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
+bool guest_memfd_is_hidden_region(const MemoryRegion *mr)
 {
-    Block *b = container_of(gmem, Block, gmem);
+    return false;
+}
+
+MemoryRegion *flatview_translate(FlatView *fv, hwaddr addr, hwaddr *xlat,
+                                 hwaddr *len, bool is_write, MemTxAttrs attrs)
+{
+    return NULL;
+}
+
+/* As guest-memfd-access.c does it, where a page is not covered. */
+int guest_memfd_show(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
     uint64_t page;
 
-    /* It is shared, and nobody is sent there before it is mapped again. */
-    for (page = first; page < end; page++) {
-        g_assert_false(b->private[page]);
-        g_assert_false(test_bit(page, gmem->state.shown));
+    if (gmem != &big) {
+        Block *b = container_of(gmem, Block, gmem);
+
+        for (page = first; page < end; page++) {
+            g_assert_false(b->private[page]);
+            g_assert_false(test_bit(page, gmem->state.shared));
+            if (b->unmappable[page]) {
+                event("U%d:%" PRIu64 "=ERROR", (int)(b - blocks), page);
+                return -ENOMEM;
+            }
+        }
     }
-    event("U%d:%" PRIu64 "+%" PRIu64, (int)(b - blocks), first, end - first);
-    gmem->state.covered_pages = 0;
+    guest_memfd_state_set(gmem, first, end, true);
+    return 0;
+}
+
+void guest_memfd_hide(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    guest_memfd_state_set(gmem, first, end, false);
 }
 
 /* What QEMU does where private memory is separate. */
@@ -514,6 +570,9 @@ static void setup(void)
         }
         guest_memfd_state_init(&b->gmem, true);
     }
+    big_rb = (RAMBlock) { .fd = BIG, .max_length = BIG_PAGES * page_size };
+    big = (GuestMemfd) { .rb = &big_rb };
+    guest_memfd_state_init(&big, true);
     kernel_calls = 0;
     memset(kernel_faults, 0, sizeof(kernel_faults));
     kernel_hook = NULL;
@@ -526,6 +585,7 @@ static void setup(void)
     longest_sleep = 0;
     bql_unlock_hook = NULL;
     bql_taken = 0;
+    vm_stops = 0;
     separate = false;
     events = g_string_new("");
 }
@@ -547,19 +607,18 @@ static void check(void)
     for (i = 0; i < BLOCKS; i++) {
         Block *b = &blocks[i];
         GuestMemfdState *s = &b->gmem.state;
-        uint64_t page, private = 0, runs = 0;
+        uint64_t page, found_runs, private = 0, runs = 0;
 
         for (page = 0; page < PAGES; page++) {
-            bool is_private = test_bit(page, s->private);
+            bool is_private = !test_bit(page, s->shared);
 
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
-            g_assert_cmpint(is_private, !=, test_bit(page, s->shown));
             g_assert_cmpint(is_private, ==,
                             guest_memfd_any_private(&b->gmem,
                                                     page * page_size + 1, 1));
             private += is_private;
-            runs += is_private && !(page && test_bit(page - 1, s->private));
+            runs += is_private && (!page || test_bit(page - 1, s->shared));
             for (k = 0; k < LISTENERS; k++) {
                 Listener *l = &b->listeners[k];
                 bool hears = is_registered(l) &&
@@ -570,9 +629,12 @@ static void check(void)
                                 hears && !is_private && !l->refused[page]);
             }
         }
-        g_assert_cmpint(s->private_pages, ==, private);
-        g_assert_cmpint(s->to_private - s->to_shared, ==, private);
-        g_assert_cmpint(guest_memfd_private_runs(&b->gmem), ==, runs);
+        g_assert_cmpint(guest_memfd_private_pages(&b->gmem, &found_runs), ==,
+                        private);
+        g_assert_cmpint(found_runs, ==, runs);
+        if (!reports) {
+            g_assert_cmpint(s->to_private - s->to_shared, ==, private);
+        }
     }
 }
 
@@ -585,24 +647,51 @@ static void teardown(void)
         guest_memfd_state_destroy(&blocks[i].gmem);
         g_free(blocks[i].attributes.bitmap);
     }
+    guest_memfd_state_destroy(&big);
     if (events) {
         g_string_free(events, true);
         events = NULL;
     }
 }
 
-static GuestMemfdRange range(unsigned block, uint64_t first, uint64_t pages)
+static void unregister_all(void)
 {
-    return (GuestMemfdRange) { &blocks[block].gmem, first * page_size,
-                               pages * page_size };
+    unsigned i, k;
+
+    bql_lock();
+    for (i = 0; i < BLOCKS; i++) {
+        for (k = 0; k < LISTENERS; k++) {
+            if (is_registered(&blocks[i].listeners[k])) {
+                unregister_listener(&blocks[i].listeners[k]);
+            }
+        }
+    }
+    bql_unlock();
+    bql_taken = 0;
+}
+
+static const GuestMemfdRetry a_second = { .timeout = 1000000 };
+
+static __thread uint64_t pages_done;
+
+static int convert_retry(unsigned block, uint64_t first, uint64_t pages,
+                         bool private, const GuestMemfdRetry *retry)
+{
+    uint64_t done;
+    int ret = guest_memfd_convert(&blocks[block].gmem, first * page_size,
+                                  pages * page_size, private, retry, &done);
+
+    g_assert_cmpint(done % page_size, ==, 0);
+    pages_done = done / page_size;
+    g_assert_cmpint(pages_done, <=, pages);
+    g_assert_cmpint(pages_done == pages, ==, !ret);
+    return ret;
 }
 
 static int convert(unsigned block, uint64_t first, uint64_t pages,
                    bool private)
 {
-    GuestMemfdRange r = range(block, first, pages);
-
-    return guest_memfd_convert(&r, 1, private);
+    return convert_retry(block, first, pages, private, &a_second);
 }
 
 static void model(unsigned block, uint64_t first, uint64_t pages, bool private)
@@ -686,26 +775,33 @@ static void test_nothing_to_do(void)
     given(0, 5, 4);
     g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
     g_assert_cmpint(convert(0, 6, 2, true), ==, 0);
-    expect("");
     g_assert_cmpint(convert(0, 7, 0, true), ==, 0);
-    g_assert_cmpint(guest_memfd_convert(NULL, 0, true), ==, 0);
     expect("");
     teardown();
 }
 
-static void test_runs(void)
+static void test_span(void)
 {
     setup();
     given(0, 2, 2);
     given(0, 6, 1);
     g_assert_cmpint(convert(0, 0, 10, true), ==, 0);
     model(0, 0, 10, true);
-    expect("-0a:0+2 -0a:4+2 -0a:7+3 P0:0+2 P0:4+2 P0:7+3");
+    expect("-0a:0+2 -0a:4+2 -0a:7+3 P0:0+10");
     g_assert_cmpint(convert(0, 4, 1, false), ==, 0);
     expect("S0:4+1 +0a:4+1");
     g_assert_cmpint(convert(0, 1, 8, false), ==, 0);
     model(0, 1, 8, false);
-    expect("S0:1+3 S0:5+4 +0a:1+3 +0a:5+4");
+    expect("S0:1+8 +0a:1+3 +0a:5+4");
+    /* What is so already at the edges is no part of the span. */
+    g_assert_cmpint(convert(0, 0, 10, false), ==, 0);
+    model(0, 0, 10, false);
+    expect("S0:0+10 +0a:0+1 +0a:9+1");
+    given(0, 0, 4);
+    given(0, 8, 4);
+    g_assert_cmpint(convert(0, 0, 12, true), ==, 0);
+    model(0, 0, 12, true);
+    expect("-0a:4+4 P0:4+4");
     teardown();
 }
 
@@ -721,50 +817,25 @@ static void test_sections(void)
     teardown();
 }
 
-static void test_several_blocks(void)
-{
-    GuestMemfdRange r[] = { range(2, 1, 2), range(0, 8, 2), range(0, 1, 3) };
-
-    setup();
-
-    g_assert_cmpint(guest_memfd_convert(r, 3, true), ==, 0);
-    model(2, 1, 2, true);
-    model(0, 8, 2, true);
-    model(0, 1, 3, true);
-    expect("-0a:1+3 -0a:8+2 -2a:1+2 P0:1+3 P0:8+2 P2:1+2");
-    teardown();
-}
-
-static void test_overlap(void)
-{
-    GuestMemfdRange r[] = { range(0, 3, 4), range(0, 1, 4), range(0, 3, 4),
-                            range(0, 2, 1), range(0, 7, 1) };
-
-    setup();
-
-    g_assert_cmpint(guest_memfd_convert(r, 5, true), ==, 0);
-    model(0, 1, 7, true);
-    expect("-0a:1+7 P0:1+7");
-    teardown();
-}
-
 static void test_bad_ranges(void)
 {
-    GuestMemfdRange good = range(0, 0, 1);
-    GuestMemfdRange bad[] = {
-        range(1, PAGES, 1), range(1, 0, PAGES + 1), range(1, PAGES + 1, 0),
-        { &blocks[1].gmem, 1, page_size }, { &blocks[1].gmem, 0, 1 },
-        { &blocks[1].gmem, page_size, -page_size },
-        { &blocks[1].gmem, -page_size, 2 * page_size },
+    const struct {
+        uint64_t offset;
+        uint64_t size;
+    } bad[] = {
+        { PAGES * page_size, page_size }, { 0, (PAGES + 1) * page_size },
+        { (PAGES + 1) * page_size, 0 }, { 1, page_size }, { 0, 1 },
+        { page_size, -page_size }, { -page_size, 2 * page_size },
     };
+    uint64_t done;
     unsigned i;
 
     setup();
-    for (i = 0; i < ARRAY_SIZE(bad); i++) {
-        GuestMemfdRange r[] = { good, bad[i] };
-
-        g_assert_cmpint(guest_memfd_convert(r, 2, true), ==, -EINVAL);
-        g_assert_cmpint(guest_memfd_convert(r, 2, false), ==, -EINVAL);
+    for (i = 0; i < 2 * ARRAY_SIZE(bad); i++) {
+        g_assert_cmpint(guest_memfd_convert(&blocks[1].gmem, bad[i / 2].offset,
+                                            bad[i / 2].size, i % 2, NULL,
+                                            &done), ==, -EINVAL);
+        g_assert_cmpint(done, ==, 0);
     }
     expect("");
     teardown();
@@ -773,14 +844,19 @@ static void test_bad_ranges(void)
 static void test_no_private_memory(void)
 {
     GuestMemfd plain = { .rb = &blocks[0].rb };
-    GuestMemfdRange r = { &plain, 0, page_size };
+    uint64_t done, runs;
 
     setup();
     guest_memfd_state_init(&plain, false);
-    g_assert_cmpint(guest_memfd_convert(&r, 1, true), ==, -EINVAL);
-    g_assert_cmpint(guest_memfd_convert(&r, 1, false), ==, 0);
+    g_assert_cmpint(guest_memfd_convert(&plain, 0, page_size, true, NULL,
+                                        &done), ==, -EINVAL);
+    g_assert_cmpint(done, ==, 0);
+    g_assert_cmpint(guest_memfd_convert(&plain, 0, page_size, false, NULL,
+                                        &done), ==, 0);
+    g_assert_cmpint(done, ==, page_size);
     g_assert_false(guest_memfd_any_private(&plain, 0, page_size));
-    g_assert_cmpint(guest_memfd_private_runs(&plain), ==, 0);
+    g_assert_cmpint(guest_memfd_private_pages(&plain, &runs), ==, 0);
+    g_assert_cmpint(runs, ==, 0);
     guest_memfd_state_destroy(&plain);
     expect("");
     teardown();
@@ -795,7 +871,6 @@ static void test_queries(void)
     given(0, 62, 4);
     given(0, 127, 2);
     given(0, PAGES - 1, 1);
-    g_assert_cmpint(guest_memfd_private_runs(gmem), ==, 3);
     g_assert_false(guest_memfd_any_private(gmem, 0, 62 * page_size));
     g_assert_true(guest_memfd_any_private(gmem, 0, 62 * page_size + 1));
     g_assert_true(guest_memfd_any_private(gmem, 66 * page_size - 1, 1));
@@ -807,10 +882,105 @@ static void test_queries(void)
     g_assert_false(guest_memfd_any_private(gmem, end, page_size));
     g_assert_false(guest_memfd_any_private(gmem, UINT64_MAX, 1));
     g_assert_true(guest_memfd_any_private(gmem, 0, UINT64_MAX));
+    g_assert_cmpint(guest_memfd_next_page(gmem, 0, PAGES, false), ==, 62);
+    g_assert_cmpint(guest_memfd_next_page(gmem, 62, PAGES, true), ==, 66);
+    g_assert_cmpint(guest_memfd_next_page(gmem, 66, 127, false), ==, 127);
+    g_assert_cmpint(guest_memfd_next_page(gmem, 66, 66, false), ==, 66);
+    g_assert_cmpint(guest_memfd_next_page(gmem, PAGES - 1, PAGES, true), ==,
+                    PAGES);
     teardown();
 }
 
-/* Pages that somebody holds */
+/* Chunks */
+
+static unsigned asked;
+
+static bool ask(void)
+{
+    asked++;
+    return false;
+}
+
+/*
+ * However large a request is, the caller is asked after each chunk of 64 MiB
+ * whether it has something else to do.
+ */
+static void test_chunks(void)
+{
+    const GuestMemfdRetry retry = { 1000000, ask };
+    uint64_t done;
+
+    setup();
+    asked = 0;
+    g_assert_cmpint(guest_memfd_convert(&big, 0, BIG_PAGES * page_size, true,
+                                        &retry, &done), ==, 0);
+    g_assert_cmpint(done, ==, BIG_PAGES * page_size);
+    g_assert_cmpint(kernel_calls, ==, BIG_PAGES / CHUNK_PAGES);
+    g_assert_cmpint(asked, ==, kernel_calls - 1);
+    g_assert_false(guest_memfd_next_page(&big, 0, BIG_PAGES, true) <
+                   BIG_PAGES);
+    teardown();
+}
+
+static unsigned looks_left;
+
+static bool after_some_looks(void)
+{
+    return looks_left-- == 0;
+}
+
+static void test_interrupted_between_chunks(void)
+{
+    const GuestMemfdRetry retry = { 1000000, after_some_looks };
+    uint64_t done;
+
+    setup();
+    looks_left = 1;
+    g_assert_cmpint(guest_memfd_convert(&big, page_size,
+                                        (BIG_PAGES - 1) * page_size, true,
+                                        &retry, &done), ==, -EINTR);
+    g_assert_cmpint(done, ==, 2 * CHUNK_PAGES * page_size);
+    g_assert_cmpint(kernel_calls, ==, 2);
+    /* What is left is done when it is asked for again. */
+    looks_left = 10;
+    g_assert_cmpint(guest_memfd_convert(&big, page_size,
+                                        (BIG_PAGES - 1) * page_size, true,
+                                        &retry, &done), ==, 0);
+    g_assert_cmpint(kernel_calls, ==, 4);
+    teardown();
+}
+
+/* A chunk begins where something is to do, so shared pages cost nothing. */
+static void test_sparse_chunks(void)
+{
+    uint64_t done;
+
+    setup();
+    g_assert_cmpint(guest_memfd_convert(&big, 7 * page_size, page_size, true,
+                                        &a_second, &done), ==, 0);
+    g_assert_cmpint(guest_memfd_convert(&big,
+                                        (BIG_PAGES - 1) * page_size, page_size,
+                                        true, &a_second, &done), ==, 0);
+    g_string_truncate(events, 0);
+    kernel_calls = 0;
+    g_assert_cmpint(guest_memfd_convert(&big, 0, BIG_PAGES * page_size, false,
+                                        &a_second, &done), ==, 0);
+    g_assert_cmpint(kernel_calls, ==, 2);
+    teardown();
+}
+
+/* No vCPU runs: one call does for a block. */
+static void test_whole_block(void)
+{
+    setup();
+    given(0, 3, 1);
+    g_assert_cmpint(guest_memfd_convert_all(&blocks[0].gmem, true), ==, 0);
+    model(0, 0, PAGES, true);
+    expect("-0a:0+3 -0a:4+146 -0b:40+60 P0:0+150");
+    teardown();
+}
+
+/* Pages that are busy */
 
 static void test_busy_for_a_moment(void)
 {
@@ -818,22 +988,24 @@ static void test_busy_for_a_moment(void)
     blocks[0].pins[6] = 2;
     g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
     model(0, 5, 4, true);
-    expect("-0a:5+4 P0:5+4=EAGAIN P0:5+4=EAGAIN P0:5+4");
+    expect("-0a:5+4 P0:5+4=EAGAIN +0a:5+4 -0a:5+4 P0:5+4=EAGAIN +0a:5+4 "
+           "-0a:5+4 P0:5+4");
     g_assert_cmpint(sleeps, ==, 2);
     g_assert_cmpint(now_us, ==, 1000 + 50 + 100);
     g_assert_cmpint(blocks[0].gmem.state.busy, ==, 2);
+    g_assert_cmpint(blocks[0].gmem.state.busy_page, ==, 6);
     teardown();
 }
 
 static void test_busy_for_ever(void)
 {
     setup();
-    given(0, 8, 1);
     blocks[0].pins[5] = FOREVER;
     g_assert_cmpint(convert(0, 5, 7, true), ==, -EAGAIN);
-    g_assert_true(g_str_has_prefix(events->str, "-0a:5+3 -0a:9+3 P0:5+3="));
+    g_assert_cmpint(pages_done, ==, 0);
+    /* After some failures, pages behind the busy one are left alone. */
     g_assert_true(g_str_has_suffix(events->str,
-                                   "P0:5+3=EAGAIN +0a:5+3 +0a:9+3"));
+                                   "-0a:5+1 P0:5+1=EAGAIN +0a:5+1"));
     g_string_truncate(events, 0);
     /* A second, some hundred calls at most, and the last one at its end. */
     g_assert_cmpint(now_us, ==, 1000 + 1000000);
@@ -844,40 +1016,57 @@ static void test_busy_for_ever(void)
     teardown();
 }
 
-static void test_second_begins_anew(void)
+static void test_time_begins_anew(void)
 {
-    GuestMemfdRange r[] = { range(0, 5, 1), range(1, 5, 1) };
-
     setup();
-
     blocks[0].pins[5] = 50;
-    blocks[1].pins[5] = FOREVER;
-    g_assert_cmpint(guest_memfd_convert(r, 2, true), ==, -EAGAIN);
-    /* After what the first page took. */
-    g_assert_cmpint(now_us, ==, 1000 + 432750 + 1000000);
+    blocks[0].pins[7] = FOREVER;
+    g_assert_cmpint(convert(0, 5, 5, true), ==, -EAGAIN);
+    g_assert_cmpint(pages_done, ==, 2);
+    model(0, 5, 2, true);
+    /* After what the first page took, and the page between them. */
+    g_assert_cmpint(now_us, ==, 1000 + 432750 + 350 + 1000000);
     teardown();
 }
 
-static void test_split(void)
+static void test_cut(void)
 {
     setup();
+    unregister_all();
     blocks[0].pins[7] = 4;
     blocks[0].pins[9] = 1;
     g_assert_cmpint(convert(0, 4, 8, true), ==, 0);
     model(0, 4, 8, true);
-    expect("-0a:4+8 P0:4+8=EAGAIN P0:4+8=EAGAIN P0:4+8=EAGAIN P0:4+3 "
-           "P0:7+5=EAGAIN P0:7+5=EAGAIN P0:7+2 P0:9+3");
+    expect("P0:4+8=EAGAIN P0:4+8=EAGAIN P0:4+8=EAGAIN P0:4+3 "
+           "P0:7+5=EAGAIN P0:7+5=EAGAIN P0:7+5");
     teardown();
 }
 
-static void test_split_undone(void)
+/* What was converted before the busy page stays so. */
+static void test_cut_stays(void)
 {
     setup();
     blocks[0].pins[7] = FOREVER;
     g_assert_cmpint(convert(0, 4, 8, true), ==, -EAGAIN);
-    g_assert_true(strstr(events->str, " P0:4+3 P0:7+5=EAGAIN"));
-    g_assert_true(g_str_has_suffix(events->str,
-                                   "P0:7+5=EAGAIN S0:4+3 +0a:4+8"));
+    g_assert_cmpint(pages_done, ==, 3);
+    model(0, 4, 3, true);
+    teardown();
+}
+
+/*
+ * A platform may hold pages that are private already, and a span over them
+ * would be busy for ever: then runs are converted one by one.
+ */
+static void test_busy_in_between(void)
+{
+    setup();
+    unregister_all();
+    given(0, 6, 1);
+    blocks[0].pins[6] = FOREVER;
+    g_assert_cmpint(convert(0, 4, 6, true), ==, 0);
+    model(0, 4, 6, true);
+    expect("P0:4+6=EAGAIN P0:4+2 P0:7+3");
+    g_assert_cmpint(sleeps, ==, 0);
     teardown();
 }
 
@@ -888,23 +1077,24 @@ static void test_nonsense_offset(void)
     fail_call(1, EAGAIN, 5);
     g_assert_cmpint(convert(0, 4, 8, true), ==, 0);
     model(0, 4, 8, true);
-    g_assert_cmpint(kernel_calls, ==, 6);
+    g_assert_cmpint(kernel_calls, ==, 7);
     teardown();
 }
 
-static void test_interrupted(void)
+static void test_eintr(void)
 {
     setup();
+    unregister_all();
     fail_call(1, EINTR, 3);
     g_assert_cmpint(convert(0, 4, 1, true), ==, 0);
     model(0, 4, 1, true);
-    expect("-0a:4+1 P0:4+1=EINTR P0:4+1=EINTR P0:4+1=EINTR P0:4+1");
+    expect("P0:4+1=EINTR P0:4+1=EINTR P0:4+1=EINTR P0:4+1");
     g_assert_cmpint(sleeps, ==, 0);
     g_assert_cmpint(blocks[0].gmem.state.busy, ==, 0);
     teardown();
 }
 
-static void test_interrupted_for_ever(void)
+static void test_eintr_for_ever(void)
 {
     setup();
     tick_us = 10000;
@@ -915,7 +1105,35 @@ static void test_interrupted_for_ever(void)
     teardown();
 }
 
-/* All or nothing */
+static void test_interrupted_while_busy(void)
+{
+    const GuestMemfdRetry retry = { 1000000000, after_some_looks };
+
+    setup();
+    unregister_all();
+    looks_left = 4;
+    blocks[0].pins[6] = FOREVER;
+    g_assert_cmpint(convert_retry(0, 4, 4, true, &retry), ==, -EINTR);
+    g_assert_cmpint(pages_done, ==, 2);
+    model(0, 4, 2, true);
+    expect("P0:4+4=EAGAIN P0:4+4=EAGAIN P0:4+4=EAGAIN P0:4+2 P0:6+2=EAGAIN");
+    teardown();
+}
+
+/* One second is not for all: the caller says how long. */
+static void test_timeout(void)
+{
+    const GuestMemfdRetry retry = { 60000000, NULL };
+
+    setup();
+    blocks[0].pins[0] = FOREVER;
+    g_assert_cmpint(convert_retry(0, 0, 1, true, &retry), ==, -EAGAIN);
+    g_assert_cmpint(now_us, >=, 60000000);
+    g_assert_cmpint(now_us, <, 61000000);
+    teardown();
+}
+
+/* Failures: a chunk is converted as a whole, or not at all */
 
 static void test_error_at_once(void)
 {
@@ -931,65 +1149,15 @@ static void test_error_at_once(void)
     teardown();
 }
 
-static void test_other_block_fails(void)
+/* Pages that were private before stay so, and no listener hears of them. */
+static void test_mixed_chunk_fails(void)
 {
-    GuestMemfdRange r[] = { range(0, 1, 3), range(1, 45, 2) };
-
     setup();
-    given(0, 2, 1);
-
-    fail_call(3, ENOMEM, 1);
-    g_assert_cmpint(guest_memfd_convert(r, 2, true), ==, -ENOMEM);
-    expect("-0a:1+1 -0a:3+1 -1a:45+2 -1b:45+2 "
-           "P0:1+1 P0:3+1 P1:45+2=ENOMEM S0:1+1 S0:3+1 "
-           "+0a:1+1 +0a:3+1 +1a:45+2 +1b:45+2");
+    given(0, 5, 2);
+    fail_call(1, ENOMEM, 1);
+    g_assert_cmpint(convert(0, 3, 6, true), ==, -ENOMEM);
+    expect("-0a:3+2 -0a:7+2 P0:3+6=ENOMEM +0a:3+2 +0a:7+2");
     g_assert_cmpint(reports, ==, 0);
-    teardown();
-}
-
-static void test_other_block_fails_shared(void)
-{
-    GuestMemfdRange r[] = { range(0, 1, 3), range(1, 6, 4) };
-
-    setup();
-    given(0, 2, 1);
-    given(1, 7, 1);
-
-    fail_call(2, ENOMEM, 1);
-    g_assert_cmpint(guest_memfd_convert(r, 2, false), ==, -ENOMEM);
-    expect("S0:2+1 S1:7+1=ENOMEM P0:2+1");
-    teardown();
-}
-
-static void test_undo_refused(void)
-{
-    GuestMemfdRange r[] = { range(0, 1, 1), range(0, 3, 1), range(1, 5, 1) };
-
-    setup();
-
-    fail_call(3, ENOMEM, 1);
-    fail_call(4, ENOMEM, 1);
-    g_assert_cmpint(guest_memfd_convert(r, 3, true), ==, -ENOMEM);
-    model(0, 1, 1, true);
-    expect("-0a:1+1 -0a:3+1 -1a:5+1 P0:1+1 P0:3+1 P1:5+1=ENOMEM "
-           "S0:1+1=ENOMEM S0:3+1 +0a:3+1 +1a:5+1");
-    g_assert_cmpint(reports, ==, 1);
-    teardown();
-}
-
-/* A guest may be able to bring it about again and again. */
-static void test_complains_once(void)
-{
-    GuestMemfdRange r[] = { range(0, 1, 1), range(0, 3, 1), range(1, 5, 1) };
-
-    setup();
-    fail_call(3, ENOMEM, 3);
-    g_assert_cmpint(guest_memfd_convert(r, 3, true), ==, -ENOMEM);
-    model(0, 1, 1, true);
-    model(0, 3, 1, true);
-    expect("-0a:1+1 -0a:3+1 -1a:5+1 P0:1+1 P0:3+1 P1:5+1=ENOMEM "
-           "S0:1+1=ENOMEM S0:3+1=ENOMEM +1a:5+1");
-    g_assert_cmpint(reports, ==, 1);
     teardown();
 }
 
@@ -1004,27 +1172,24 @@ static void test_listener_refuses(void)
     teardown();
 }
 
+/* What was shared before stays so. */
 static void test_listener_refuses_late(void)
 {
-    GuestMemfdRange r[] = { range(0, 0, 5), range(1, 30, 30) };
-
     setup();
-    given(0, 2, 1);
     given(1, 39, 2);
     given(1, 45, 1);
     given(1, 50, 1);
-
-    populate_fault = (Fault) { 5, 1, ENOSPC };
-    g_assert_cmpint(guest_memfd_convert(r, 2, false), ==, -ENOSPC);
-    expect("S0:2+1 S1:39+2 S1:45+1 S1:50+1 "
-           "+0a:2+1 +1a:39+2 +1b:40+1 +1a:45+1 +1b:45+1=ERROR "
+    populate_fault = (Fault) { 4, 1, ENOSPC };
+    g_assert_cmpint(convert(1, 30, 30, false), ==, -ENOSPC);
+    expect("S1:39+12 +1a:39+2 +1b:40+1 +1a:45+1 +1b:45+1=ERROR "
            "-1a:45+1 -1b:45+1 "
-           "-0a:2+1 -1a:39+2 -1b:40+1 "
-           "P0:2+1 P1:39+2 P1:45+1 P1:50+1");
+           "-1a:39+2 -1b:40+1 P1:39+2 P1:45+1 P1:50+1");
+    g_assert_cmpint(reports, ==, 0);
     teardown();
 }
 
-static void test_listener_refuses_and_page_is_held(void)
+/* If the kernel does not take it back, the state is what the kernel has. */
+static void test_put_back_refused(void)
 {
     setup();
     given(0, 5, 1);
@@ -1033,9 +1198,16 @@ static void test_listener_refuses_and_page_is_held(void)
     populate_fault = (Fault) { 2, 1, ENOSPC };
     g_assert_cmpint(convert(0, 5, 3, false), ==, -ENOSPC);
     model(0, 5, 1, false);
-    g_assert_true(g_str_has_suffix(events->str,
-                                   "P0:5+1=EAGAIN P0:7+1 +0a:5+1"));
-    g_assert_cmpint(now_us, ==, 1000 + 1000000);
+    expect("S0:5+3 +0a:5+1 +0a:7+1=ERROR -0a:7+1 "
+           "-0a:5+1 P0:5+1=EAGAIN +0a:5+1 P0:7+1");
+    g_assert_cmpint(reports, ==, 1);
+    g_assert_cmpint(vm_stops, ==, 0);
+    /* A guest may be able to cause that again and again. */
+    given(0, 5, 0);
+    populate_fault = (Fault) { 1, 1, ENOSPC };
+    blocks[0].pins[7] = FOREVER;
+    g_assert_cmpint(convert(0, 7, 1, false), ==, -ENOSPC);
+    model(0, 7, 1, false);
     g_assert_cmpint(reports, ==, 1);
     teardown();
 }
@@ -1048,6 +1220,36 @@ static void test_listener_fails_again(void)
     g_assert_cmpint(convert(0, 45, 2, true), ==, -ENOMEM);
     expect("-0a:45+2 -0b:45+2 P0:45+2=ENOMEM +0a:45+2=ERROR -0a:45+2");
     g_assert_cmpint(reports, ==, 1);
+    g_assert_cmpint(vm_stops, ==, 0);
+    teardown();
+}
+
+/* A page that QEMU cannot map stays hidden, and private. */
+static void test_cannot_be_shown(void)
+{
+    setup();
+    given(0, 5, 4);
+    blocks[0].unmappable[7] = true;
+    g_assert_cmpint(convert(0, 5, 4, false), ==, -ENOMEM);
+    expect("S0:5+4 U0:7=ERROR P0:5+4");
+    g_assert_cmpint(reports, ==, 0);
+    blocks[0].unmappable[7] = false;
+    g_assert_cmpint(convert(0, 5, 4, false), ==, 0);
+    model(0, 5, 4, false);
+    teardown();
+}
+
+/* If the kernel does not take that back, the VM must not run on. */
+static void test_cannot_be_shown_nor_hidden(void)
+{
+    setup();
+    given(0, 5, 1);
+    blocks[0].unmappable[5] = true;
+    fail_call(2, ENOMEM, 1);
+    g_assert_cmpint(convert(0, 5, 1, false), ==, -ENOMEM);
+    g_assert_cmpint(vm_stops, ==, 1);
+    blocks[0].private[5] = true;
+    blocks[0].unmappable[5] = false;
     teardown();
 }
 
@@ -1060,63 +1262,154 @@ static void look_at_bql(unsigned block, uint64_t first, bool private)
     hook_had_bql = have_bql;
 }
 
+/* It is held for a chunk, and only where there are listeners. */
 static void test_bql(void)
 {
-    bool private;
+    unsigned i;
 
     setup();
     kernel_hook = look_at_bql;
-    for (private = true; ; private = false) {
-        g_assert_cmpint(convert(0, 1, 1, private), ==, 0);
-        g_assert_false(hook_had_bql);
+    for (i = 0; i < 2; i++) {
+        g_assert_cmpint(convert(0, 1, 1, !i), ==, 0);
+        g_assert_true(hook_had_bql);
         g_assert_false(have_bql);
 
         bql_lock();
-        g_assert_cmpint(convert(0, 2, 1, private), ==, 0);
+        g_assert_cmpint(convert(0, 2, 1, !i), ==, 0);
         g_assert_true(hook_had_bql);
         g_assert_true(have_bql);
         bql_unlock();
-        if (!private) {
-            break;
-        }
     }
+    /* It is not held while a busy page is waited for. */
+    bql_taken = 0;
+    blocks[0].pins[9] = 3;
+    g_assert_cmpint(convert(0, 9, 1, true), ==, 0);
+    g_assert_cmpint(bql_taken, ==, 4);
+    model(0, 9, 1, true);
     teardown();
 }
 
-static void register_c(unsigned block, uint64_t first, bool private)
+static void test_nobody_listens(void)
 {
-    Listener *l = &blocks[block].listeners[2];
+    setup();
+    unregister_all();
+    g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
+    g_assert_cmpint(convert(0, 6, 1, false), ==, 0);
+    fail_call(3, ENOMEM, 1);
+    g_assert_cmpint(convert(1, 6, 1, true), ==, -ENOMEM);
+    expect("P0:5+4 S0:6+1 P1:6+1=ENOMEM");
+    g_assert_cmpint(bql_taken, ==, 0);
+    model(0, 5, 1, true);
+    model(0, 7, 2, true);
+    teardown();
+}
 
-    if (!is_registered(l)) {
-        bql_lock();
-        register_listener(l);
-        bql_unlock();
+static QemuThread visitor;
+
+static void *come_to_block_0(void *opaque)
+{
+    bql_lock();
+    register_listener(&blocks[0].listeners[2]);
+    bql_unlock();
+    return NULL;
+}
+
+/* It is in the list, and asks for populated pages while a chunk is converted */
+static void first_listener_comes(unsigned block, uint64_t first, bool private)
+{
+    kernel_hook = NULL;
+    qemu_thread_create(&visitor, "visitor", come_to_block_0, NULL,
+                       QEMU_THREAD_JOINABLE);
+    while (!qatomic_read(&blocks[0].manager.count)) {
+        sched_yield();
     }
 }
 
-static void test_listener_comes(void)
+static void test_first_listener_comes(void)
 {
-    Listener *l = &blocks[0].listeners[2];
+    unsigned fails;
+
+    for (fails = 0; fails < 2; fails++) {
+        setup();
+        unregister_all();
+        kernel_hook = first_listener_comes;
+        if (fails) {
+            fail_call(1, ENOMEM, 1);
+        }
+        g_assert_cmpint(convert(0, 5, 1, true), ==, fails ? -ENOMEM : 0);
+        qemu_thread_join(&visitor);
+        expect(fails ? "P0:5+1=ENOMEM" : "P0:5+1");
+        model(0, 5, 1, !fails);
+        g_assert_cmpint(blocks[0].listeners[2].mapped[5], ==, fails);
+        /* From now on it is notified. */
+        g_assert_cmpint(convert(0, 7, 1, true), ==, 0);
+        expect("-0c:7+1 P0:7+1");
+        model(0, 7, 1, true);
+        teardown();
+    }
+}
+
+/* A listener that has come since the BQL was not needed: a new attempt */
+static void come_while_unlocked(void)
+{
+    unsigned i;
+
+    bql_unlock_hook = NULL;
+    bql_lock();
+    for (i = 0; i < BLOCKS; i++) {
+        register_listener(&blocks[i].listeners[2]);
+    }
+    bql_unlock();
+}
+
+static void test_listener_goes_and_comes(void)
+{
+    setup();
+    bql_unlock_hook = come_while_unlocked;
+    g_assert_cmpint(convert(0, 5, 1, true), ==, 0);
+    model(0, 5, 1, true);
+    g_assert_cmpint(convert(0, 5, 1, false), ==, 0);
+    expect("-0a:5+1 P0:5+1 S0:5+1 +0c:5+1 +0a:5+1");
+    model(0, 5, 1, false);
+    teardown();
+}
+
+/* What is shared before a launch is not for listeners. */
+static void test_launching(void)
+{
+    unsigned i;
 
     setup();
-    kernel_hook = register_c;
-    g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
-    model(0, 5, 4, true);
-    expect("-0a:5+4 P0:5+4");
-    bql_lock();
-    unregister_listener(l);
-    bql_unlock();
-    g_assert_cmpint(convert(0, 4, 3, false), ==, 0);
-    model(0, 4, 3, false);
-    expect("S0:5+2 +0c:5+2 +0a:5+2");
-    /* And if the conversion that it came into fails, it hears of that. */
-    bql_lock();
-    unregister_listener(l);
-    bql_unlock();
-    kernel_calls = 0;
-    fail_call(1, ENOMEM, 1);
-    g_assert_cmpint(convert(0, 20, 1, true), ==, -ENOMEM);
-    expect("-0a:20+1 P0:20+1=ENOMEM +0c:20+1 +0a:20+1");
+    for (i = 0; i < LISTENERS; i++) {
+        memset(blocks[0].listeners[i].mapped, 0, PAGES);
+    }
+    blocks[0].gmem.state.launching = true;
+    fail_call(2, ENOMEM, 1);
+    g_assert_cmpint(convert(0, 0, 5, true), ==, 0);
+    g_assert_cmpint(convert(0, 5, PAGES - 5, true), ==, -ENOMEM);
+    g_assert_cmpint(convert(0, 0, 1, false), ==, 0);
+    g_assert_cmpint(convert(0, 0, PAGES, true), ==, 0);
+    expect("P0:0+5 P0:5+145=ENOMEM S0:0+1 P0:0+150");
+    guest_memfd_state_launched(&blocks[0].gmem);
+    g_assert_cmpint(convert(0, 7, 1, false), ==, 0);
+    expect("S0:7+1 +0a:7+1");
+    model(0, 0, PAGES, true);
+    model(0, 7, 1, false);
+    teardown();
+}
+
+/* After a reset */
+static void test_hidden_until_reset(void)
+{
+    setup();
+    unregister_all();
+    given(0, 5, 2);
+    guest_memfd_state_hide(&blocks[0].gmem);
+    g_assert_true(guest_memfd_any_private(&blocks[0].gmem, 0, 1));
+    memset(blocks[0].private, 0, PAGES);
+    guest_memfd_state_reset(&blocks[0].gmem);
+    model(0, 0, PAGES, false);
+    g_assert_cmpint(blocks[0].gmem.state.to_private, ==, 0);
     teardown();
 }
 
@@ -1136,329 +1429,41 @@ static void *convert_block_1(void *opaque)
     return NULL;
 }
 
-static void let_go(void)
+static void *share_block_1(void *opaque)
 {
-    bql_unlock_hook = NULL;
-    qemu_sem_post(&leave);
+    g_assert_cmpint(convert(1, 6, 4, false), ==, 0);
+    return NULL;
 }
 
-static void start_inside(QemuThread *thread)
+/* Another block is converted meanwhile; the same block waits. */
+static void test_parallel(void)
 {
+    QemuThread first, second;
+
+    setup();
+    unregister_all();
     qemu_sem_init(&inside, 0);
     qemu_sem_init(&leave, 0);
     g_string_free(events, true);
     events = NULL;
     kernel_hook = stay_inside;
-    qemu_thread_create(thread, "inside", convert_block_1, NULL,
+    qemu_thread_create(&first, "first", convert_block_1, NULL,
                        QEMU_THREAD_JOINABLE);
     qemu_sem_wait(&inside);
-}
-
-static void end_inside(QemuThread *thread)
-{
-    qemu_thread_join(thread);
+    qemu_thread_create(&second, "second", share_block_1, NULL,
+                       QEMU_THREAD_JOINABLE);
+    g_assert_cmpint(convert(0, 0, 3, true), ==, 0);
+    g_assert_cmpint(convert(2, 0, 3, true), ==, 0);
+    /* About to be private counts as private. */
+    g_assert_true(guest_memfd_any_private(&blocks[1].gmem, 3 * page_size, 1));
+    qemu_sem_post(&leave);
+    qemu_thread_join(&first);
+    qemu_thread_join(&second);
     qemu_sem_destroy(&inside);
     qemu_sem_destroy(&leave);
-}
-
-/* One page in common is enough, on either side. */
-static void test_waits_without_bql(void)
-{
-    static const struct {
-        uint64_t first;
-        uint64_t left;
-    } cases[] = { { 0, 4 }, { 6, 3 } };
-    QemuThread thread;
-    unsigned i;
-
-    for (i = 0; i < ARRAY_SIZE(cases); i++) {
-        setup();
-        start_inside(&thread);
-        bql_lock();
-        bql_unlock_hook = let_go;
-        g_assert_cmpint(convert(1, cases[i].first, 4, false), ==, 0);
-        g_assert_true(have_bql);
-        bql_unlock();
-        end_inside(&thread);
-        model(1, cases[i].left, 3, true);
-        teardown();
-    }
-}
-
-static unsigned looks;
-
-static bool look(void)
-{
-    qatomic_inc(&looks);
-    return false;
-}
-
-static const GuestMemfdPatience looking = { 1000000, look };
-
-/* Wait until somebody who stands in the queue has looked up often. */
-static void wait_for_looks(void)
-{
-    qatomic_set(&looks, 0);
-    while (qatomic_read(&looks) < 4) {
-        sched_yield();
-    }
-}
-
-/* Pages 6 to 49 of block 1, 10 and 11 of block 2. */
-static void *convert_wide(void *opaque)
-{
-    g_assert_cmpint(guest_memfd_convert_gpa(256 * page_size, 46 * page_size,
-                                            true, &looking), ==, 0);
-    return NULL;
-}
-
-/* Page 10 of block 2, which is private by then. */
-static void *convert_late(void *opaque)
-{
-    g_assert_cmpint(guest_memfd_convert_gpa(300 * page_size, page_size, false,
-                                            &looking), ==, 0);
-    g_assert_true(guest_memfd_any_private(&blocks[2].gmem, 11 * page_size, 1));
-    return NULL;
-}
-
-/*
- * A wide request that waits is not overtaken by one that came later, even
- * where that could begin already; so it does not starve.
- */
-static void test_first_come(void)
-{
-    QemuThread thread, wide, late;
-
-    setup();
-    start_inside(&thread);
-    qemu_thread_create(&wide, "wide", convert_wide, NULL,
-                       QEMU_THREAD_JOINABLE);
-    wait_for_looks();
-    qemu_thread_create(&late, "late", convert_late, NULL,
-                       QEMU_THREAD_JOINABLE);
-    wait_for_looks();
-    wait_for_looks();
-    qemu_sem_post(&leave);
-    end_inside(&thread);
-    qemu_thread_join(&wide);
-    qemu_thread_join(&late);
-    model(1, 3, 47, true);
-    model(2, 11, 1, true);
-    teardown();
-}
-
-static bool always(void)
-{
-    return true;
-}
-
-static const GuestMemfdPatience no_patience = { 1000000, always };
-
-static void test_interrupted_in_queue(void)
-{
-    QemuThread thread;
-
-    setup();
-    start_inside(&thread);
-    bql_lock();
-    g_assert_cmpint(guest_memfd_convert_gpa(253 * page_size, page_size, false,
-                                            &no_patience), ==, -EINTR);
-    bql_unlock();
-    /* It is not in anybody's way. */
-    g_assert_cmpint(convert(1, 0, 3, true), ==, 0);
-    qemu_sem_post(&leave);
-    end_inside(&thread);
-    model(1, 0, 7, true);
-    teardown();
-}
-
-static unsigned looks_left;
-
-static bool after_some_looks(void)
-{
-    return looks_left-- == 0;
-}
-
-/* All is as it was, and listeners have it again. */
-static void test_interrupted_while_busy(void)
-{
-    const GuestMemfdPatience p = { 1000000000, after_some_looks };
-
-    setup();
-    looks_left = 3;
-    fail_call(2, EAGAIN, 4);
-    given(0, 5, 1);
-    fail_call(2, EAGAIN, 4);
-    g_assert_cmpint(guest_memfd_convert_gpa(4 * page_size, 3 * page_size, true,
-                                            &p), ==, -EINTR);
-    expect("-0a:4+1 -0a:6+1 P0:4+1 P0:6+1=EAGAIN P0:6+1=EAGAIN "
-           "P0:6+1=EAGAIN P0:6+1=EAGAIN S0:4+1 +0a:4+1 +0a:6+1");
-    teardown();
-}
-
-/* One second is not for all: the caller says how long. */
-static void test_patience(void)
-{
-    const GuestMemfdPatience p = { 60000000, NULL };
-
-    setup();
-    fail_call(1, EAGAIN, FOREVER);
-    g_assert_cmpint(guest_memfd_convert_gpa(0, page_size, true, &p), ==,
-                    -EAGAIN);
-    g_assert_cmpint(now_us, >=, 60000000);
-    g_assert_cmpint(now_us, <, 61000000);
-    teardown();
-}
-
-static void unregister_all(void)
-{
-    unsigned i, k;
-
-    bql_lock();
-    for (i = 0; i < BLOCKS; i++) {
-        for (k = 0; k < LISTENERS; k++) {
-            if (is_registered(&blocks[i].listeners[k])) {
-                unregister_listener(&blocks[i].listeners[k]);
-            }
-        }
-    }
-    bql_unlock();
-    bql_taken = 0;
-}
-
-/* vCPUs do not wait for the main loop where nobody has to be told. */
-static void test_nobody_listens(void)
-{
-    setup();
-    unregister_all();
-    g_assert_cmpint(convert(0, 5, 4, true), ==, 0);
-    g_assert_cmpint(convert(0, 6, 1, false), ==, 0);
-    fail_call(3, ENOMEM, 1);
-    g_assert_cmpint(convert(1, 6, 1, true), ==, -ENOMEM);
-    expect("P0:5+4 S0:6+1 P1:6+1=ENOMEM");
-    g_assert_cmpint(bql_taken, ==, 0);
-    model(0, 5, 1, true);
-    model(0, 7, 2, true);
-    teardown();
-}
-
-/* It comes where nobody was, so the rest of the request is told to it. */
-static void register_first(unsigned block, uint64_t first, bool private)
-{
-    kernel_hook = NULL;
-    bql_lock();
-    register_listener(&blocks[0].listeners[2]);
-    bql_unlock();
-}
-
-static void test_first_listener_comes(void)
-{
-    setup();
-    unregister_all();
-    kernel_hook = register_first;
-    fail_call(1, ENOMEM, 1);
-    g_assert_cmpint(convert(0, 5, 1, true), ==, -ENOMEM);
-    expect("P0:5+1=ENOMEM +0c:5+1");
-    teardown();
-}
-
-/* Every other page of block 0 is private. */
-static void given_many_runs(void)
-{
-    uint64_t page;
-
-    setup();
-    unregister_all();
-    for (page = 1; page < PAGES; page += 2) {
-        given(0, page, 1);
-    }
-}
-
-/* One call does for them, and others for what is few. */
-static void test_many_runs(void)
-{
-    GuestMemfdRange r[] = { range(0, 0, PAGES), range(1, 3, 2) };
-
-    given_many_runs();
-    g_assert_cmpint(guest_memfd_convert(r, 2, true), ==, 0);
-    expect("P0:0+150 P1:3+2");
-    model(0, 0, PAGES, true);
-    model(1, 3, 2, true);
-    teardown();
-
-    given_many_runs();
-    g_assert_cmpint(convert(0, 0, PAGES - 2, false), ==, 0);
-    expect("S0:1+147");
-    model(0, 0, PAGES - 2, false);
-    teardown();
-}
-
-/* If that fails, each run is tried, and all is undone if one fails. */
-static void test_many_runs_fail(void)
-{
-    given_many_runs();
-    fail_call(1, EAGAIN, 1);
-    g_assert_cmpint(convert(0, 0, PAGES, true), ==, 0);
-    g_assert_cmpint(kernel_calls, ==, 1 + PAGES / 2);
-    model(0, 0, PAGES, true);
-    teardown();
-
-    given_many_runs();
-    blocks[0].pins[100] = FOREVER;
-    g_assert_cmpint(convert(0, 0, PAGES, true), ==, -EAGAIN);
-    teardown();
-}
-
-/* What is shared before a launch is not for listeners. */
-static void test_launching(void)
-{
-    unsigned i;
-
-    setup();
-    for (i = 0; i < LISTENERS; i++) {
-        memset(blocks[0].listeners[i].mapped, 0, PAGES);
-    }
-    blocks[0].gmem.state.launching = true;
-    fail_call(2, ENOMEM, 1);
-    g_assert_cmpint(convert(0, 0, 5, true), ==, 0);
-    g_assert_cmpint(convert(0, 5, PAGES - 5, true), ==, -ENOMEM);
-    g_assert_cmpint(convert(0, 0, 1, false), ==, 0);
-    g_assert_cmpint(convert(0, 0, PAGES, true), ==, 0);
-    expect("P0:0+5 P0:5+145=ENOMEM S0:0+1 P0:0+1 P0:5+145");
-    guest_memfd_tell_listeners(&blocks[0].gmem);
-    g_assert_cmpint(convert(0, 7, 1, false), ==, 0);
-    expect("S0:7+1 +0a:7+1");
-    model(0, 0, PAGES, true);
-    model(0, 7, 1, false);
-    teardown();
-}
-
-static void test_covered_pages(void)
-{
-    setup();
-    given(0, 5, 4);
-    blocks[0].gmem.state.covered_pages = 1;
-    g_assert_cmpint(convert(0, 6, 2, false), ==, 0);
-    expect("S0:6+2 U0:6+2 +0a:6+2");
-    model(0, 5, 1, true);
-    model(0, 6, 2, false);
-    teardown();
-}
-
-static void test_parallel(void)
-{
-    QemuThread thread;
-
-    setup();
-    start_inside(&thread);
-    /* In the same file, on both sides. */
-    g_assert_cmpint(convert(1, 0, 3, true), ==, 0);
-    g_assert_cmpint(convert(1, 7, 3, true), ==, 0);
-    g_assert_false(guest_memfd_any_private(&blocks[1].gmem, 3 * page_size,
-                                           4 * page_size));
-    qemu_sem_post(&leave);
-    end_inside(&thread);
-    model(1, 0, 10, true);
+    model(0, 0, 3, true);
+    model(2, 0, 3, true);
+    model(1, 3, 3, true);
     teardown();
 }
 
@@ -1570,10 +1575,10 @@ static const GpaCase gpa_cases[] = {
       "-0a:98+2 -0b:98+2 P0:98+2" },
     { "an alias is converted", 203, 1, true, 0, "-0a:53+1 -0b:53+1 P0:53+1" },
     { "two blocks are converted", 298, 4, true, 0,
-      "-1a:48+2 -1b:48+2 -2a:10+2 P1:48+2 P2:10+2" },
+      "-1a:48+2 -1b:48+2 P1:48+2 -2a:10+2 P2:10+2" },
     { "three blocks, one of them by an alias", 249, 53, true, 0,
-      "-0a:99+1 -0b:99+1 -1a:0+50 -1b:40+10 -2a:10+2 "
-      "P0:99+1 P1:0+50 P2:10+2" },
+      "-0a:99+1 -0b:99+1 P0:99+1 -1a:0+50 -1b:40+10 P1:0+50 "
+      "-2a:10+2 P2:10+2" },
     { "RAM high up", 1ull << 39, 2, true, 0, "-1a:120+2 P1:120+2" },
     { "what is shared stays so", 7, 3, false, 0, "" },
     { "a hole cannot be private", 120, 2, true, -EINVAL, "" },
@@ -1606,7 +1611,14 @@ static const GpaCase gpa_cases[] = {
 
 static int convert_gpa(uint64_t gpa, uint64_t size, bool private)
 {
-    return guest_memfd_convert_gpa(gpa, size, private, NULL);
+    hwaddr done;
+    int ret = guest_memfd_convert_gpa(gpa, size, private, &a_second, &done);
+
+    g_assert_cmpint(done % page_size, ==, 0);
+    g_assert_cmpint(done <= size, ==, true);
+    g_assert_cmpint(ret == 0 && done != size, ==, false);
+    pages_done = done / page_size;
+    return ret;
 }
 
 static void test_gpa(const void *data)
@@ -1620,7 +1632,7 @@ static void test_gpa(const void *data)
                     ==, c->ret);
     expect(c->events);
     g_assert_cmpint(views, ==, 0);
-    g_assert_cmpint(sections_seen, <=, MAP_SECTIONS);
+    g_assert_cmpint(sections_seen, <=, 2 * MAP_SECTIONS);
     sync_model();
     teardown();
 }
@@ -1645,7 +1657,8 @@ static void test_gpa_cost(void)
     sections_seen = 0;
     g_assert_cmpint(convert_gpa(P(7), P(3), true), ==, 0);
     model(0, 7, 3, true);
-    g_assert_cmpint(sections_seen, ==, 2);
+    /* Once to check, and once to convert */
+    g_assert_cmpint(sections_seen, ==, 4);
     teardown();
 }
 
@@ -1657,25 +1670,58 @@ static void test_gpa_all_shared(void)
     given(2, 75, 1);
     given(2, 140, 1);
     g_assert_cmpint(convert_gpa(0, ALL * page_size, false), ==, 0);
-    expect("S0:10+2 S1:130+3 S2:75+1 "
-           "+0a:10+2 +1a:130+3 +2a:75+1 +2b:75+1");
+    expect("S0:10+2 +0a:10+2 S2:75+1 +2a:75+1 +2b:75+1 S1:130+3 +1a:130+3");
     model(0, 10, 2, false);
     model(1, 130, 3, false);
     model(2, 75, 1, false);
     teardown();
 }
 
-static void test_gpa_all_or_nothing(void)
+/* What was converted stays so, and the caller learns how far that was. */
+static void test_gpa_half_way(void)
 {
     setup();
     fail_call(2, ENOMEM, 1);
     g_assert_cmpint(convert_gpa(P(298), P(4), true), ==, -ENOMEM);
-    expect("-1a:48+2 -1b:48+2 -2a:10+2 P1:48+2 P2:10+2=ENOMEM S1:48+2 "
-           "+1a:48+2 +1b:48+2 +2a:10+2");
+    g_assert_cmpint(pages_done, ==, 2);
+    expect("-1a:48+2 -1b:48+2 P1:48+2 -2a:10+2 P2:10+2=ENOMEM +2a:10+2");
+    model(1, 48, 2, true);
     teardown();
 }
 
-/* The same pages at two addresses */
+/* A guest can ask for many pieces: the caller is asked between them, too. */
+static void test_gpa_interrupted(void)
+{
+    const GuestMemfdRetry retry = { 1000000, after_some_looks };
+    hwaddr done;
+
+    setup();
+    unregister_all();
+    looks_left = 1;
+    g_assert_cmpint(guest_memfd_convert_gpa(P(249), P(53), true, &retry,
+                                            &done), ==, -EINTR);
+    g_assert_cmpint(done, ==, P(51));
+    expect("P0:99+1 P1:0+50");
+    model(0, 99, 1, true);
+    model(1, 0, 50, true);
+    teardown();
+}
+
+static void test_gpa_differs(void)
+{
+    setup();
+    given(1, 48, 2);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(298), P(2), true), ==, 0);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(298), P(2), false), ==, 1);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(298), P(4), true), ==, 1);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(297), P(1), false), ==, 0);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(120), P(1), false), ==, 0);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(120), P(1), true), ==, -EINVAL);
+    g_assert_cmpint(guest_memfd_gpa_differs(1, P(1), true), ==, -EINVAL);
+    g_assert_cmpint(views, ==, 0);
+    teardown();
+}
+
 static void test_gpa_separate(void)
 {
     setup();
@@ -1688,18 +1734,22 @@ static void test_gpa_separate(void)
     g_assert_cmpint(convert_gpa(P(120), P(60), true), ==, -EINVAL);
     fail_call(5, EIO, 1);
     g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, -EIO);
-    expect("Q298+2S Q300+2S=ERROR Q300+2P Q298+2P");
-    /* What was so before is left alone when that is undone. */
+    g_assert_cmpint(pages_done, ==, 2);
+    expect("Q298+2S Q300+2S=ERROR Q300+2P");
+    /* What was so before is left alone when a chunk is put back. */
     g_assert_cmpint(convert_gpa(P(301), P(1), false), ==, 0);
-    fail_call(10, EIO, 1);
+    fail_call(9, EIO, 1);
     g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, -EIO);
-    expect("Q301+1S Q298+2S Q300+2S=ERROR Q300+1P Q298+2P");
+    expect("Q301+1S Q298+2S Q300+2S=ERROR Q300+1P");
+    g_assert_cmpint(guest_memfd_gpa_differs(P(298), P(4), false), ==, 1);
     g_assert_cmpint(convert_gpa(P(298), P(4), false), ==, 0);
+    g_assert_cmpint(guest_memfd_gpa_differs(P(298), P(4), false), ==, 0);
     expect("Q298+2S Q300+2S");
     separate = false;
     teardown();
 }
 
+/* The same pages at two addresses */
 static void test_gpa_alias_twice(void)
 {
     setup();
@@ -1714,69 +1764,49 @@ static void test_gpa_alias_twice(void)
 
 static int random_request(GRand *rand, bool apply)
 {
-    unsigned n = g_rand_int_range(rand, 1, 5), i;
+    uint64_t first = g_rand_int_range(rand, 0, PAGES);
+    uint64_t pages = g_rand_int_range(rand, 0, PAGES - first + 1);
+    unsigned block = g_rand_int_range(rand, 0, BLOCKS);
     bool private = g_rand_boolean(rand);
-    GuestMemfdRange r[4];
-    int ret;
+    uint64_t done;
+    int ret = guest_memfd_convert(&blocks[block].gmem, first * page_size,
+                                  pages * page_size, private,
+                                  g_rand_boolean(rand) ? NULL : &a_second,
+                                  &done);
 
-    for (i = 0; i < n; i++) {
-        uint64_t first = g_rand_int_range(rand, 0, PAGES);
-
-        r[i] = range(g_rand_int_range(rand, 0, BLOCKS), first,
-                     g_rand_int_range(rand, 0, PAGES - first + 1));
-    }
-    ret = guest_memfd_convert(r, n, private);
-    for (i = 0; apply && !ret && i < n; i++) {
-        model(container_of(r[i].gmem, Block, gmem) - blocks,
-              r[i].offset / page_size, r[i].size / page_size, private);
+    if (apply) {
+        model(block, first, done / page_size, private);
     }
     return ret;
 }
 
-/* Runs of both states in all blocks */
-static void prepare_mixed(bool private)
+/* Runs of both states */
+static void prepare_mixed(void)
 {
     unsigned i;
 
     for (i = 0; i < 5; i++) {
-        given(i % 2, 10 * i, 3 + i);
+        given(0, 10 * i, 3 + i);
     }
-    if (!private) {
-        given(2, 38, 4);
-    }
-}
-
-static int convert_mixed(bool private)
-{
-    GuestMemfdRange r[] = { range(2, 30, 20), range(0, 0, 60),
-                            range(1, 5, 90) };
-
-    return guest_memfd_convert(r, 3, private);
-}
-
-static void model_mixed(bool private)
-{
-    model(2, 30, 20, private);
-    model(0, 0, 60, private);
-    model(1, 5, 90, private);
 }
 
 /*
- * Every call fails in its turn, with each error, once or for ever; then the
- * conversion is undone, or the fault was overcome.
+ * Every call fails in its turn, with each error; a page that somebody may hold
+ * has all runs converted by a call each.
  */
 static void test_fault_everywhere(void)
 {
     static const int errors[] = { EAGAIN, EINTR, ENOMEM, EIO };
-    unsigned direction, e, at, calls = 0;
+    unsigned private, e, at, calls;
 
-    for (direction = 0; direction < 2; direction++) {
+    for (private = 0; private < 2; private++) {
         setup();
-        prepare_mixed(direction);
-        g_assert_cmpint(convert_mixed(direction), ==, 0);
-        model_mixed(direction);
+        prepare_mixed();
+        blocks[0].pins[11] = FOREVER;
+        g_assert_cmpint(convert(0, 0, 60, private), ==, 0);
+        model(0, 0, 60, private);
         calls = kernel_calls;
-        g_assert_cmpint(calls, >, 5);
+        g_assert_cmpint(calls, ==, private ? 6 : 1);
         teardown();
 
         for (e = 0; e < ARRAY_SIZE(errors); e++) {
@@ -1784,37 +1814,13 @@ static void test_fault_everywhere(void)
                 int ret;
 
                 setup();
-                prepare_mixed(direction);
+                prepare_mixed();
+                blocks[0].pins[11] = FOREVER;
                 fail_call(at, errors[e], 1);
-                ret = convert_mixed(direction);
-                if (e < 2) {
-                    g_assert_cmpint(ret, ==, 0);
-                    model_mixed(direction);
-                } else {
-                    g_assert_cmpint(ret, ==, -errors[e]);
-                }
+                ret = convert(0, 0, 60, private);
+                g_assert_cmpint(ret, ==, e < 2 ? 0 : -errors[e]);
+                model(0, 0, pages_done, private);
                 g_assert_cmpint(reports, ==, 0);
-                teardown();
-            }
-        }
-    }
-}
-
-/* What undoes a failed conversion fails, too. */
-static void test_fault_while_undone(void)
-{
-    unsigned direction, at, second;
-
-    for (direction = 0; direction < 2; direction++) {
-        for (at = 2; at <= 6; at++) {
-            for (second = at + 1; second < 2 * at; second++) {
-                setup();
-                prepare_mixed(direction);
-                fail_call(at, ENOMEM, 1);
-                fail_call(second, EIO, 1);
-                g_assert_cmpint(convert_mixed(direction), ==, -ENOMEM);
-                g_assert_cmpint(reports, ==, 1);
-                sync_model();
                 teardown();
             }
         }
@@ -1826,18 +1832,19 @@ static void test_refused_everywhere(void)
     unsigned at, calls;
 
     setup();
-    prepare_mixed(false);
-    g_assert_cmpint(convert_mixed(false), ==, 0);
-    model_mixed(false);
+    prepare_mixed();
+    g_assert_cmpint(convert(0, 0, 60, false), ==, 0);
+    model(0, 0, 60, false);
     calls = populates;
     g_assert_cmpint(calls, >, 5);
     teardown();
 
     for (at = 1; at <= calls; at++) {
         setup();
-        prepare_mixed(false);
+        prepare_mixed();
         populate_fault = (Fault) { at, 1, ENOSPC };
-        g_assert_cmpint(convert_mixed(false), ==, -ENOSPC);
+        g_assert_cmpint(convert(0, 0, 60, false), ==, -ENOSPC);
+        g_assert_cmpint(pages_done, ==, 0);
         g_assert_cmpint(reports, ==, 0);
         teardown();
     }
@@ -1856,11 +1863,10 @@ static void test_random(void)
         int ret;
 
         for (k = 0; k < BLOCKS; k++) {
-            blocks[k].gmem.state.complained = false;
+            blocks[k].gmem.state.warned = false;
         }
         kernel_calls = 0;
         populates = 0;
-        reports = 0;
         memset(kernel_faults, 0, sizeof(kernel_faults));
         populate_fault = (Fault) {};
         if (g_rand_boolean(rand)) {
@@ -1887,6 +1893,15 @@ static void test_random(void)
         failed += !!ret;
         if (reports) {
             sync_model();
+            reports = 0;
+            for (k = 0; k < BLOCKS; k++) {
+                GuestMemfdState *s = &blocks[k].gmem.state;
+                uint64_t runs;
+
+                s->to_private = guest_memfd_private_pages(&blocks[k].gmem,
+                                                          &runs);
+                s->to_shared = 0;
+            }
         }
         check();
     }
@@ -1934,10 +1949,12 @@ static void *onlooker(void *opaque)
 
         for (i = 0; i < BLOCKS; i++) {
             Listener *l = &blocks[i].listeners[2];
+            uint64_t runs;
 
             guest_memfd_any_private(&blocks[i].gmem, 7, 100 * page_size);
-            g_assert_cmpint(guest_memfd_private_runs(&blocks[i].gmem), <=,
-                            PAGES / 2);
+            g_assert_cmpint(guest_memfd_private_pages(&blocks[i].gmem, &runs),
+                            <=, PAGES);
+            g_assert_cmpint(runs, <=, PAGES);
             bql_lock();
             register_listener(l);
             bql_unlock();
@@ -1969,6 +1986,7 @@ static void test_threads(void)
         qemu_thread_join(&threads[i]);
     }
     sync_model();
+    reports = 1;
     teardown();
 }
 
@@ -1983,16 +2001,16 @@ static void *own_pages(void *opaque)
         bool private = g_rand_boolean(rand);
         uint64_t first = 37 * own + g_rand_int_range(rand, 0, 30);
         uint64_t pages = g_rand_int_range(rand, 1, 7);
-        GuestMemfdRange r[BLOCKS];
+        uint64_t done;
 
         for (block = 0; block < BLOCKS; block++) {
-            r[block] = range(block, first, pages);
-        }
-        g_assert_cmpint(guest_memfd_convert(r, BLOCKS, private), ==, 0);
-        for (block = 0; block < BLOCKS; block++) {
+            GuestMemfd *gmem = &blocks[block].gmem;
+
+            g_assert_cmpint(guest_memfd_convert(gmem, first * page_size,
+                                                pages * page_size, private,
+                                                &a_second, &done), ==, 0);
             model(block, first, pages, private);
-            g_assert_cmpint(guest_memfd_any_private(&blocks[block].gmem,
-                                                    first * page_size,
+            g_assert_cmpint(guest_memfd_any_private(gmem, first * page_size,
                                                     pages * page_size),
                             ==, private);
         }
@@ -2028,60 +2046,57 @@ static const struct {
     { "to private: listeners first", test_to_private },
     { "to shared: the kernel first", test_to_shared },
     { "what is so costs nothing", test_nothing_to_do },
-    { "one call and one notification a run (prior art 5)", test_runs },
+    { "one call a span, one notification a run (prior art 5)", test_span },
     { "a listener hears of what it has registered", test_sections },
-    { "ranges of several blocks", test_several_blocks },
-    { "ranges that overlap are converted once", test_overlap },
-    { "ranges that are none are refused before anything is done",
-      test_bad_ranges },
+    { "ranges that are none are refused", test_bad_ranges },
     { "a block without private memory is shared", test_no_private_memory },
     { "queries", test_queries },
-    { "a page that is held for a moment", test_busy_for_a_moment },
-    { "a page that is held for ever: a second (prior art 1)",
+    { "a large request is converted in chunks", test_chunks },
+    { "and can be interrupted between them", test_interrupted_between_chunks },
+    { "what is so already takes no chunk", test_sparse_chunks },
+    { "a launch converts a block with one call", test_whole_block },
+    { "a page that is busy for a moment", test_busy_for_a_moment },
+    { "a page that is busy for ever: a second (prior art 1)",
       test_busy_for_ever },
-    { "the second begins anew when a page goes", test_second_begins_anew },
-    { "what is before a busy page goes first (prior art 1)", test_split },
-    { "and comes back when that stays busy", test_split_undone },
+    { "the second begins anew with progress", test_time_begins_anew },
+    { "what is before a busy page goes first (prior art 1)", test_cut },
+    { "and stays converted if that stays busy", test_cut_stays },
+    { "a page that is private already may be busy", test_busy_in_between },
     { "an offset that does not help", test_nonsense_offset },
-    { "an interrupted call is made again", test_interrupted },
-    { "but not for ever", test_interrupted_for_ever },
-    { "other errors are final", test_error_at_once },
-    { "to private: one block fails, none is converted (prior art 3, 4)",
-      test_other_block_fails },
-    { "to shared: one block fails, none is converted (prior art 3)",
-      test_other_block_fails_shared },
-    { "undo is refused: what is kept is the truth", test_undo_refused },
-    { "who cannot undo complains once a block", test_complains_once },
-    { "a listener refuses: all is undone (prior art 4)",
+    { "an interrupted call is made again", test_eintr },
+    { "but not for ever", test_eintr_for_ever },
+    { "waiting for a busy page can be interrupted",
+      test_interrupted_while_busy },
+    { "the caller says how long", test_timeout },
+    { "other errors are final, and the chunk is put back (prior art 3)",
+      test_error_at_once },
+    { "a mixed chunk is put back (prior art 4)", test_mixed_chunk_fails },
+    { "a listener refuses: the chunk is put back (prior art 4)",
       test_listener_refuses },
-    { "a listener refuses late: all is undone (prior art 4)",
+    { "a listener refuses late: the chunk is put back (prior art 4)",
       test_listener_refuses_late },
-    { "a listener refuses, and a page cannot go back",
-      test_listener_refuses_and_page_is_held },
+    { "the kernel does not take it back: the state is the kernel's",
+      test_put_back_refused },
     { "a listener cannot map again what it had", test_listener_fails_again },
-    { "the BQL is not held in the kernel, but by who held it", test_bql },
-    { "a listener that comes meanwhile maps nothing on its way",
-      test_listener_comes },
-    { "who waits gives up the BQL", test_waits_without_bql },
-    { "who comes first is served first", test_first_come },
-    { "who waits can be interrupted", test_interrupted_in_queue },
-    { "who tries again can be interrupted", test_interrupted_while_busy },
-    { "the caller's patience counts", test_patience },
+    { "what cannot be mapped stays hidden", test_cannot_be_shown },
+    { "if it cannot stay private, either, the VM stops",
+      test_cannot_be_shown_nor_hidden },
+    { "the BQL is held for a chunk, for listeners", test_bql },
     { "nobody listens: the BQL is not taken", test_nobody_listens },
     { "the first listener comes meanwhile", test_first_listener_comes },
-    { "many runs are converted with one call", test_many_runs },
-    { "many runs, and that call fails", test_many_runs_fail },
-    { "before a launch is finished nobody is told", test_launching },
-    { "covered pages are uncovered first", test_covered_pages },
-    { "gpa: separate memory", test_gpa_separate },
-    { "disjoint requests run in parallel", test_parallel },
+    { "a listener comes between two requests", test_listener_goes_and_comes },
+    { "before a launch is finished nobody is notified", test_launching },
+    { "a reset hides pages, and shares all of them", test_hidden_until_reset },
+    { "blocks are converted in parallel", test_parallel },
     { "gpa: not aligned", test_gpa_unaligned },
     { "gpa: what is behind the range is not looked at", test_gpa_cost },
     { "gpa: all of 52 bits becomes shared", test_gpa_all_shared },
-    { "gpa: all or nothing", test_gpa_all_or_nothing },
+    { "gpa: an error tells how far it came", test_gpa_half_way },
+    { "gpa: interrupted between blocks", test_gpa_interrupted },
+    { "gpa: queries", test_gpa_differs },
+    { "gpa: separate memory", test_gpa_separate },
     { "gpa: an alias twice is converted once", test_gpa_alias_twice },
     { "a fault at every call", test_fault_everywhere },
-    { "a fault while it is undone", test_fault_while_undone },
     { "a refusal at every notification", test_refused_everywhere },
     { "random requests and faults", test_random },
     { "random requests of several threads", test_threads },

@@ -7,7 +7,8 @@
 #include "qapi/error.h"
 #include "qemu/units.h"
 #include "system/address-spaces.h"
-#include "system/guest-memfd.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-launch.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 
@@ -22,7 +23,7 @@ static uint8_t memory[PAGES * PAGE] QEMU_ALIGNED(PAGE);
 static MemoryRegion system_memory, ram = { .ram = true };
 static RAMBlock block = { .mr = &ram, .host = memory,
                           .max_length = sizeof(memory) };
-static unsigned long private[1];
+static unsigned long shared[1];
 static GuestMemfd gmem = { .rb = &block };
 static uint8_t ordinary_memory[PAGE] QEMU_ALIGNED(PAGE);
 static MemoryRegion ordinary_ram = { .ram = true };
@@ -36,7 +37,11 @@ static bool written[PAGES];
 static bool can_tell = true;        /* has the kernel cachestat()? */
 static int convert_error;
 static unsigned conversions;
-static GuestMemfdRange converted;   /* the last one */
+static struct {                     /* the last one */
+    GuestMemfd *gmem;
+    uint64_t offset;
+    uint64_t size;
+} converted;
 
 MemoryRegion *get_system_memory(void)
 {
@@ -99,30 +104,43 @@ bool guest_memfd_allocated(const GuestMemfd *g, uint64_t offset,
     return can_tell;
 }
 
-bool guest_memfd_any_private(GuestMemfd *g, uint64_t offset, uint64_t size)
+bool guest_memfd_any_private(const GuestMemfd *g, uint64_t offset,
+                             uint64_t size)
 {
-    return find_next_bit(private, (offset + size) / PAGE, offset / PAGE) <
+    return find_next_zero_bit(shared, (offset + size) / PAGE, offset / PAGE) <
            (offset + size) / PAGE;
 }
 
-void guest_memfd_tell_listeners(GuestMemfd *gmem)
+void guest_memfd_state_launched(GuestMemfd *gmem)
 {
     /* It is all private. */
     g_assert_cmpuint(converted.size, ==, gmem->rb->max_length);
 }
 
-int guest_memfd_convert(const GuestMemfdRange *ranges, unsigned n,
-                        bool to_private)
+int guest_memfd_convert(GuestMemfd *g, uint64_t offset, uint64_t size,
+                        bool to_private, const GuestMemfdRetry *retry,
+                        uint64_t *done)
 {
-    g_assert_cmpuint(n, ==, 1);
+    /* No vCPU runs, so it need not be done in chunks. */
+    g_assert_null(retry);
     g_assert_true(to_private);
     if (convert_error) {
         return convert_error;
     }
     conversions++;
-    converted = *ranges;
-    bitmap_set(private, ranges->offset / PAGE, ranges->size / PAGE);
+    converted.gmem = g;
+    converted.offset = offset;
+    converted.size = size;
+    bitmap_clear(shared, offset / PAGE, size / PAGE);
     return 0;
+}
+
+int guest_memfd_convert_all(GuestMemfd *g, bool to_private)
+{
+    uint64_t done;
+
+    return guest_memfd_convert(g, 0, g->rb->max_length, to_private, NULL,
+                               &done);
 }
 
 /* --- tests --- */
@@ -175,7 +193,7 @@ static void write_pages(unsigned first, unsigned n)
 
 static void forget(void)
 {
-    memset(private, 0, sizeof(private));
+    memset(shared, 0xff, sizeof(shared));
     memset(written, 0, sizeof(written));
     memset(memory, 0, sizeof(memory));
     convert_error = 0;
@@ -248,7 +266,7 @@ static void test_no_page_twice(void)
     write_pages(5, 1);
     refuse(GPA + 3 * PAGE, PAGE, "(normal) are launched already");
     refuse(GPA + 4 * PAGE, 2 * PAGE, "(zero) are launched already");
-    bitmap_set(private, 6, 1);
+    bitmap_clear(shared, 6, 1);
     refuse(GPA + 5 * PAGE, 2 * PAGE, "private already");
 }
 
@@ -312,7 +330,7 @@ static void test_measurement(void)
 
 int main(int argc, char **argv)
 {
-    gmem.state.private = private;
+    gmem.state.shared = shared;
     QTAILQ_INSERT_TAIL(&blocks, &gmem, next);
     QTAILQ_INSERT_TAIL(&blocks, &ordinary, next);
 
