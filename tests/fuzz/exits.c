@@ -1,6 +1,6 @@
 /*
  * A guest that does what bytes say, on accel/kvm/guest-memfd-exit.c and
- * system/guest-memfd-convert.c
+ * system/guest-memfd-convert.c, -gpa.c, -separate.c and -state.c
  *
  * The kernel, the BQL, the address space, discard listeners and the clock are
  * stand-ins.  A vCPU leaves KVM for hypercalls, memory faults, MMIO and EFAULT;
@@ -11,8 +11,9 @@
  * What must hold, or the program aborts:
  *
  * - A hypercall is answered with 0, EINVAL or EAGAIN.
- * - A conversion is made as a whole or not at all, and does what was asked.
- *   Only where the kernel also refuses to undo it, this cannot be.
+ * - A conversion does what was asked.  If it fails, it was carried out from the
+ *   start of the range up to some page, and no further.  Only where the kernel
+ *   also refuses to put a chunk back, this cannot be.
  * - It fails only if it makes no sense, or if somebody has failed.
  * - The state that QEMU keeps, the kernel's, a model's and that of listeners
  *   are the same after each step.  No page becomes private that a listener has
@@ -38,18 +39,20 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/thread.h"
-#include "exec/cpu-common.h"
-#include "monitor/monitor.h"
 #include "system/address-spaces.h"
 #include "system/confidential-guest-support.h"
 #include "system/cpus.h"
-#include "system/guest-memfd.h"
+#include "gmem/accel/kvm/guest-memfd.h"
+#include "gmem/system/guest-memfd-gpa.h"
+#include "gmem/system/guest-memfd-internal.h"
+#include "gmem/system/guest-memfd-rebuild.h"
 #include "gmem/tests/include/test-discard-manager.h"
 #include "system/guest-memfd-access.h"
 #include "system/memory-internal.h"
 #include "exits.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
+#include "system/runstate.h"
 
 #define BLOCKS 3
 #define PAGES 96
@@ -83,7 +86,8 @@ typedef struct Listener {
  * Block: a file, and what is known of its pages, a byte each
  * @private: to the kernel
  * @model: as it has to be
- * @converting: by a thread that is in the kernel
+ * @converting: a thread is in the kernel
+ * @covered: a device has touched the page while it was hidden
  * @pins: so many conversions to private will find the page busy
  */
 typedef struct Block {
@@ -95,7 +99,8 @@ typedef struct Block {
     Listener listeners[LISTENERS];
     uint8_t private[PAGES];
     uint8_t model[PAGES];
-    uint8_t converting[PAGES];
+    bool converting;
+    uint8_t covered[PAGES];
     unsigned pins[PAGES];
 } Block;
 
@@ -107,6 +112,7 @@ static MachineState machine;
 static int64_t now_us = 1000;
 
 static QemuMutex kernel_lock;
+static QemuMutex access_lock;
 static bool no_memory;      /* in the kernel, until further notice */
 static QemuMutex bql;
 static __thread bool have_bql;
@@ -125,7 +131,7 @@ static __thread bool have_bql;
  * @failures: how often somebody has failed since the step began
  * @no_memory, @refused: so often by ENOMEM; for good
  * @calls: of kernel and listeners, since then
- * @stuck: since then it was said that a failed conversion stays
+ * @stuck: since then it was said that a chunk could not be put back
  * @wanted_in: so many more calls and pauses until somebody wants the thread
  */
 typedef struct Vcpu {
@@ -245,7 +251,7 @@ int monitor_vprintf(Monitor *mon, const char *fmt, va_list ap)
 {
     g_autofree char *text = g_strdup_vprintf(fmt, ap);
 
-    if (strstr(text, "cannot be undone")) {
+    if (strstr(text, "stay shared after a failed conversion")) {
         vcpu->stuck = true;
     }
     return strlen(text);
@@ -266,6 +272,18 @@ Object *object_dynamic_cast_assert(Object *obj, const char *type,
                                    const char *func)
 {
     return obj;
+}
+
+/* Only for what this guest's memory cannot do */
+
+void qemu_system_vmstop_request_prepare(void)
+{
+    g_assert_not_reached();
+}
+
+void qemu_system_vmstop_request(RunState state)
+{
+    g_assert_not_reached();
 }
 
 /* The machine */
@@ -333,6 +351,17 @@ static int kernel_answer(Block *b, uint64_t first, uint64_t pages,
     }
 }
 
+/* A listener that has refused a page is not notified when that is undone. */
+static void kernel_changes(Block *b, uint64_t page, bool private)
+{
+    unsigned i;
+
+    for (i = 0; b->private[page] != private && i < LISTENERS; i++) {
+        b->listeners[i].refused[page] = 0;
+    }
+    b->private[page] = private;
+}
+
 int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
                                 bool private, uint64_t *error_offset)
 {
@@ -351,8 +380,8 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
     vcpu->calls++;
     time_goes_on();
     WITH_QEMU_LOCK_GUARD(&kernel_lock) {
-        g_assert_true(buffer_is_zero(b->converting + first, pages));
-        memset(b->converting + first, 1, pages);
+        g_assert_false(b->converting);
+        b->converting = true;
     }
     if (!vcpu->alone) {
         sched_yield();
@@ -360,13 +389,11 @@ int kvm_guest_memfd_set_private(int fd, uint64_t offset, uint64_t size,
     WITH_QEMU_LOCK_GUARD(&kernel_lock) {
         ret = kernel_answer(b, first, pages, private, error_offset);
         if (!ret) {
-            memset(b->private + first, private, pages);
-            /* Who has refused is not told when that is undone. */
-            for (i = 0; i < LISTENERS; i++) {
-                memset(b->listeners[i].refused + first, 0, pages);
+            for (i = 0; i < pages; i++) {
+                kernel_changes(b, first + i, private);
             }
         }
-        memset(b->converting + first, 0, pages);
+        b->converting = false;
     }
     vcpu->progress += !ret;
     vcpu->failures += !!ret;
@@ -408,32 +435,31 @@ int ram_block_discard_range(RAMBlock *rb, uint64_t offset, size_t length)
 
 /* Pages that a device has touched while they were hidden */
 
-static void touch(Block *b, uint64_t page)
+static bool is_hidden(Block *b, uint64_t page)
 {
-    GuestMemfdState *s = &b->gmem.state;
-    unsigned long word;
-
-    qemu_spin_lock(&s->access_lock);
-    word = qatomic_read(&b->gmem.state.shown[BIT_WORD(page)]);
-    if (!(word & BIT_MASK(page)) &&
-        s->covered_pages < GUEST_MEMFD_COVERED) {
-        s->covered[s->covered_pages++] = page;
-    }
-    qemu_spin_unlock(&s->access_lock);
+    return b->gmem.state.shared &&
+           guest_memfd_next_page(&b->gmem, page, page + 1, true) > page;
 }
 
-void guest_memfd_uncover(GuestMemfd *gmem, uint64_t first, uint64_t end)
+static void touch(Block *b, uint64_t page)
 {
-    GuestMemfdState *s = &gmem->state;
-    unsigned i = 0;
+    QEMU_LOCK_GUARD(&access_lock);
+    b->covered[page] |= is_hidden(b, page);
+}
 
-    while (i < s->covered_pages) {
-        if (s->covered[i] >= first && s->covered[i] < end) {
-            s->covered[i] = s->covered[--s->covered_pages];
-        } else {
-            i++;
-        }
-    }
+int guest_memfd_show(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    Block *b = container_of(gmem, Block, gmem);
+
+    QEMU_LOCK_GUARD(&access_lock);
+    memset(b->covered + first, 0, end - first);
+    guest_memfd_state_set(gmem, first, end, true);
+    return 0;
+}
+
+void guest_memfd_hide(GuestMemfd *gmem, uint64_t first, uint64_t end)
+{
+    guest_memfd_state_set(gmem, first, end, false);
 }
 
 /* Listeners */
@@ -517,7 +543,7 @@ static bool is_shown(Block *b, uint64_t page)
         return test_bit(page, b->attributes.bitmap);
     }
     QEMU_LOCK_GUARD(&s->lock);
-    return !s->shown || test_bit(page, s->shown);
+    return !is_hidden(b, page);
 }
 
 /* What is mapped first is what is shown. */
@@ -554,7 +580,7 @@ bool guest_memfd_is_launching(void)
     return false;
 }
 
-uint64_t guest_memfd_rebuilds(void)
+unsigned guest_memfd_rebuilds(void)
 {
     return 0;
 }
@@ -624,6 +650,33 @@ void flatview_for_each_range(FlatView *fv, flatview_cb cb, void *opaque)
             break;
         }
     }
+}
+
+static MemoryRegion hidden_region;
+
+bool guest_memfd_is_hidden_region(const MemoryRegion *mr)
+{
+    return mr == &hidden_region;
+}
+
+/* What is at this address, as the guest's devices see it */
+MemoryRegion *flatview_translate(FlatView *fv, hwaddr addr, hwaddr *xlat,
+                                 hwaddr *len, bool is_write, MemTxAttrs attrs)
+{
+    Section sections[SECTIONS];
+    unsigned i;
+
+    map(sections);
+    for (i = 0; i < SECTIONS; i++) {
+        const Section *s = &sections[i];
+
+        if (addr - s->gpa < s->size && s->mr != &mmio && s->mr != &plain_ram &&
+            is_hidden(container_of(s->mr, Block, mr),
+                      (addr - s->gpa + s->offset) / page_size)) {
+            return &hidden_region;
+        }
+    }
+    return &mmio;
 }
 
 const char *memory_region_name(const MemoryRegion *mr)
@@ -756,11 +809,12 @@ static void check(void)
         for (page = 0; page < PAGES; page++) {
             bool is_private = guest_type == GUEST_SEPARATE
                               ? b->private[page]
-                              : s->private && test_bit(page, s->private);
+                              : is_hidden(b, page);
 
             g_assert_cmpint(is_private, ==, b->private[page]);
             g_assert_cmpint(is_private, ==, b->model[page]);
             g_assert_cmpint(is_private, !=, is_shown(b, page));
+            g_assert_false(b->covered[page] && !is_private);
             private += is_private;
             for (k = 0; k < LISTENERS; k++) {
                 Listener *l = &b->listeners[k];
@@ -773,23 +827,60 @@ static void check(void)
                 g_assert_false(l->refused[page] && is_private);
             }
         }
-        for (k = 0; k < s->covered_pages; k++) {
-            g_assert_false(is_shown(b, s->covered[k]));
-        }
         if (guest_type != GUEST_SEPARATE) {
-            g_assert_cmpint(s->private_pages, ==, private);
             g_assert_cmpint(s->to_private - s->to_shared, ==, private);
         }
     }
 }
 
-/* The kernel refused to undo something: its state is what there is. */
+/* The kernel refused to put a chunk back: its state is what there is. */
 static void sync_model(void)
 {
     unsigned i;
 
     for (i = 0; i < BLOCKS; i++) {
+        GuestMemfdState *s = &blocks[i].gmem.state;
+        uint64_t runs;
+
         memcpy(blocks[i].model, blocks[i].private, PAGES);
+        s->to_private = guest_memfd_private_pages(&blocks[i].gmem, &runs);
+        s->to_shared = 0;
+    }
+}
+
+/*
+ * A conversion has failed: from the start of the range up to some page all is
+ * as requested, and behind that all as it was.  A page that is there twice
+ * counts where it is first.
+ */
+static void follow(uint64_t gpa, uint64_t size, bool private)
+{
+    Section sections[SECTIONS];
+    Pages seen = {};
+    bool ended = false;
+    unsigned i;
+
+    map(sections);
+    for (i = 0; i < SECTIONS; i++) {
+        const Section *s = &sections[i];
+        uint64_t a = QEMU_ALIGN_UP(s->gpa, page_size);
+
+        if (s->mr == &mmio || s->mr == &plain_ram ||
+            (s->gpa - s->offset) % page_size) {
+            continue;
+        }
+        for (; a + page_size <= s->gpa + s->size; a += page_size) {
+            Block *b = container_of(s->mr, Block, mr);
+            unsigned page = (a - s->gpa + s->offset) / page_size;
+
+            if (a < gpa || a - gpa >= size || seen[b - blocks][page]++) {
+                continue;
+            }
+            ended |= b->private[page] != private;
+            if (!ended) {
+                b->model[page] = private;
+            }
+        }
     }
 }
 
@@ -803,7 +894,7 @@ static void begin_step(void)
     vcpu->calls = 0;
     vcpu->stuck = false;
     for (i = 0; vcpu->alone && i < BLOCKS; i++) {
-        blocks[i].gmem.state.complained = false;
+        blocks[i].gmem.state.warned = false;
     }
 }
 
@@ -811,7 +902,7 @@ static void end_step(void)
 {
     if (vcpu->alone) {
         if (vcpu->stuck) {
-            /* Once when converted, and once when undone. */
+            /* A listener has refused it, and the kernel to put it back. */
             g_assert_cmpint(vcpu->failures, >=, 2);
             sync_model();
         }
@@ -835,6 +926,7 @@ static void check_conversion(uint64_t gpa, uint64_t size, bool private,
         apply(pages, private);
     } else {
         g_assert_cmpint(vcpu->failures, >, 0);
+        follow(gpa, size, private);
     }
 }
 
@@ -901,7 +993,7 @@ static void end_hypercall(int ret)
             g_assert_cmpint(spent, <, patience + 200000);
         }
     }
-    /* Who wants the thread has not had it do anything. */
+    /* Somebody wants the thread, so not all of it may have been done. */
     vcpu->failures += vcpu->pending;
     check_conversion(vcpu->gpa, vcpu->size, vcpu->private,
                      !(attributes & ~0x1full) && pages <= UINT64_MAX >> 12,
@@ -1036,16 +1128,17 @@ static void same_fault_again(void)
 static void emulated_access(void)
 {
     struct kvm_run *run = &vcpu->run;
-    Pages pages;
     bool is_private;
+    hwaddr xlat, len = 1;
 
     run->exit_reason = KVM_EXIT_MMIO;
     run->mmio.phys_addr = an_address();
     run->mmio.is_write = byte() & 1;
     run->mmio.len = 8;
     is_private = guest_memfd_in_place() &&
-                 !foretell(QEMU_ALIGN_DOWN(run->mmio.phys_addr, page_size),
-                           page_size, false, pages) && differs(pages, false);
+                 flatview_translate(NULL, run->mmio.phys_addr, &xlat, &len,
+                                    false, MEMTXATTRS_UNSPECIFIED) ==
+                 &hidden_region;
     if (kvm_guest_memfd_is_mmio(run) == is_private) {
         g_assert_false(vcpu->alone);
     }
@@ -1081,28 +1174,20 @@ static Block *a_block(void)
 
 static void host_converts(void)
 {
-    unsigned n = 1 + byte() % 4, i, page;
-    bool private = byte() & 1, beyond = false;
-    bool with_bql = byte() & 1;
-    GuestMemfdRange ranges[4];
-    Pages pages = {};
+    static const GuestMemfdRetry a_second = { .timeout = 1000000 };
+    uint8_t how = byte();
+    bool private = how & 1, with_bql = how & 2;
+    Block *b = a_block();
+    uint64_t first = byte() % (PAGES + 4), pages = byte() % (PAGES / 2);
+    bool beyond = first > PAGES || pages > PAGES - first;
+    uint64_t done;
     int ret;
 
-    for (i = 0; i < n; i++) {
-        Block *b = a_block();
-        unsigned first = byte() % (PAGES + 4), count = byte() % (PAGES / 2);
-
-        ranges[i] = (GuestMemfdRange) { &b->gmem, P(first), P(count) };
-        beyond |= guest_memfd_in_place() &&
-                  (first > PAGES || count > PAGES - first);
-        for (page = first; page < MIN(first + count, PAGES); page++) {
-            pages[b - blocks][page] = 1;
-        }
-    }
     if (with_bql) {
         bql_lock();
     }
-    ret = guest_memfd_convert(ranges, n, private);
+    ret = guest_memfd_convert(&b->gmem, P(first), P(pages), private,
+                              how & 4 ? &a_second : NULL, &done);
     if (with_bql) {
         bql_unlock();
     }
@@ -1112,10 +1197,15 @@ static void host_converts(void)
     if (beyond || (!guest_memfd_in_place() && private)) {
         g_assert_cmpint(ret, ==, -EINVAL);
         g_assert_cmpint(vcpu->calls, ==, 0);
-    } else if (ret) {
+        g_assert_cmpint(done, ==, 0);
+        return;
+    }
+    g_assert_cmpint(done == P(pages), ==, !ret);
+    if (ret) {
         g_assert_cmpint(vcpu->failures, >, 0);
-    } else if (guest_memfd_in_place()) {
-        apply(pages, private);
+    }
+    if (guest_memfd_in_place()) {
+        memset(b->model + first, private, done / page_size);
     }
 }
 
@@ -1240,6 +1330,7 @@ void guest_begin(GuestType type)
     if (!page_size) {
         page_size = qemu_real_host_page_size();
         qemu_mutex_init(&kernel_lock);
+        qemu_mutex_init(&access_lock);
         qemu_mutex_init(&bql);
     }
     guest_type = type;
