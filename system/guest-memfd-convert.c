@@ -49,6 +49,9 @@
 /* After so many failures, the pages before the busy one go first. */
 #define FAILURES_BEFORE_CUT 3
 
+/* At most one warning in this time, in microseconds. */
+#define WARNING_US (10 * 1000 * 1000)
+
 /* What a busy page may take where no vCPU waits for it. */
 static const GuestMemfdRetry one_second = { .timeout = 1000000 };
 
@@ -393,6 +396,23 @@ static int attempt_again(Attempt *a, int error, const GuestMemfdRetry *retry)
     return 0;
 }
 
+/* A guest can cause this as often as it likes. */
+static void warn_busy(const GuestMemfd *gmem, uint64_t page)
+{
+    static int64_t next_warning;
+    int64_t now = g_get_monotonic_time();
+    int64_t due = qatomic_read(&next_warning);
+
+    if (now >= due &&
+        qatomic_cmpxchg(&next_warning, due, now + WARNING_US) == due) {
+        warn_report("guest_memfd '%s': the page at offset 0x%" PRIx64
+                    " cannot become private, because a device, its back end "
+                    "or I/O in flight keeps it pinned",
+                    memory_region_name(gmem->rb->mr),
+                    page * qemu_real_host_page_size());
+    }
+}
+
 /* @changes has room for @chunk pages. */
 static int convert_pages(GuestMemfd *gmem, uint64_t *page, uint64_t end,
                          bool to_private, unsigned long *changes,
@@ -409,6 +429,9 @@ static int convert_pages(GuestMemfd *gmem, uint64_t *page, uint64_t end,
         ret = chunk_convert_notify(gmem, page, to_private, changes, &a);
         if (ret) {
             ret = attempt_again(&a, ret, retry);
+            if (ret == -EAGAIN && retry != &one_second) {
+                warn_busy(gmem, a.busy);
+            }
         } else {
             a.failures = 0;
             a.deadline = 0;

@@ -45,7 +45,7 @@ class Guests:
             shutdown''')
         self.assertEqual(self.conversions(sim), [
             (0x1008000, 0x10000, False), (0x100c000, 0x4000, True),
-            (0x1008000, 0x4000, True), (0x1010000, 0x8000, True)])
+            (0x1008000, 0x10000, True)])
         # Nothing is given back and taken anew.
         self.assertNotIn('fallocate', sim.report['calls'])
 
