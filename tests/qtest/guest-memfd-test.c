@@ -9,6 +9,7 @@
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
+#include "qobject/qstring.h"
 #include "tests/qtest/libqtest.h"
 
 /* Start QEMU with KVM if the host has it.  No guest code runs. */
@@ -27,13 +28,13 @@ static QDict *query(QTestState *qts)
 static bool usable(QTestState *qts)
 {
     g_autoptr(QDict) info = query(qts);
-    const char *missing = qdict_get_try_str(qdict_get_qdict(info, "host"),
-                                            "missing");
+    QDict *host = qdict_get_qdict(info, "host");
 
-    if (missing) {
-        g_test_skip(missing);
+    if (!qlist_empty(qdict_get_qlist(host, "missing"))) {
+        g_test_skip(qdict_get_str(host, "missing-text"));
         return false;
     }
+    g_assert_false(qdict_haskey(host, "missing-text"));
     return true;
 }
 
@@ -481,11 +482,15 @@ static void test_without_kvm(void)
     QTestState *qts = qtest_init("-machine none");
     g_autoptr(QDict) info = query(qts);
     QDict *host = qdict_get_qdict(info, "host");
+    QList *missing = qdict_get_qlist(host, "missing");
     g_autofree char *text = qtest_hmp(qts, "info guest-memfd");
 
     g_assert_cmpstr(qdict_get_str(host, "generation"), ==, "none");
-    g_assert_true(qdict_haskey(host, "missing"));
+    g_assert_cmpint(qlist_size(missing), ==, 1);
+    g_assert_cmpstr(qstring_get_str(qobject_to(QString, qlist_peek(missing))),
+                    ==, "kvm");
     g_assert_nonnull(strstr(text, "host: none"));
+    g_assert_nonnull(strstr(text, qdict_get_str(host, "missing-text")));
     assert_error(qts, object_add(GUEST_MEMFD ", 'size': 2097152"), "KVM");
     assert_error(qts, object_add(MEMFD_ON ", 'size': 2097152"), "KVM");
     qtest_quit(qts);
