@@ -496,6 +496,62 @@ static void test_without_kvm(void)
     qtest_quit(qts);
 }
 
+static void send_event(QTestState *qts, const char *name, const char *value)
+{
+    qtest_qmp_assert_success(
+        qts, "{ 'execute': 'qom-set', 'arguments': {"
+        "  'path': '/machine/peripheral/t', 'property': %s, 'value': %s } }",
+        name, value);
+}
+
+/* An event that has been sent, or NULL. */
+static QDict *next_event(QTestState *qts, const char *name)
+{
+    /* What was sent before an answer has come before it. */
+    qtest_qmp_assert_success(qts, "{ 'execute': 'query-name' }");
+    return qtest_qmp_event_ref(qts, name);
+}
+
+/* The next one is of that block, and has that number. */
+static void assert_event(QTestState *qts, const char *name, const char *id,
+                         int number)
+{
+    g_autoptr(QDict) event = next_event(qts, name);
+    QDict *data;
+
+    g_assert_nonnull(event);
+    data = qdict_get_qdict(event, "data");
+    g_assert_cmpstr(qdict_get_str(data, "id"), ==, id);
+    g_assert_cmpint(qdict_get_int(data, "offset"), ==, number);
+}
+
+#define SECOND 1000000000 /* ns */
+
+/* A test device sends them.  The clock stands still but for clock_step. */
+static void test_events_are_limited(const void *opaque)
+{
+    const char *property = opaque;
+    const char *name = g_str_equal(property, "pinned")
+                       ? "GUEST_MEMFD_PAGE_PINNED"
+                       : "GUEST_MEMFD_PRIVATE_TOUCHED";
+    QTestState *qts = qtest_init("-machine none "
+                                 "-device guest-memfd-testdev,id=t");
+
+    send_event(qts, property, "a 1");
+    assert_event(qts, name, "a", 1);
+    send_event(qts, property, "a 2");
+    send_event(qts, property, "a 3");
+    /* Another block's does not wait for it. */
+    send_event(qts, property, "b 4");
+    assert_event(qts, name, "b", 4);
+    g_assert_null(next_event(qts, name));
+
+    qtest_clock_step(qts, SECOND);
+    assert_event(qts, name, "a", 3);
+    g_assert_null(next_event(qts, name));
+    qtest_quit(qts);
+}
+
 /* Registers of ACPI memory hot-plug, docs/specs/acpi_mem_hotplug.rst. */
 #define MEMHP_SELECT 0xa00
 #define MEMHP_FLAGS 0xa14
@@ -603,5 +659,9 @@ int main(int argc, char **argv)
     ADD("CPR is blocked", test_cpr_is_blocked);
     ADD("info guest-memfd", test_hmp);
     ADD("without KVM an error says so", test_without_kvm);
+    qtest_add_data_func("/guest-memfd/events of pinned pages are limited",
+                        "pinned", test_events_are_limited);
+    qtest_add_data_func("/guest-memfd/events of touched pages are limited",
+                        "touched", test_events_are_limited);
     return g_test_run();
 }
