@@ -552,6 +552,25 @@ static void test_events_are_limited(const void *opaque)
     qtest_quit(qts);
 }
 
+static void test_help(void)
+{
+    g_autofree char *command = g_strdup_printf("%s -help",
+                                               getenv("QTEST_QEMU_BINARY"));
+    g_autofree char *text = NULL;
+    const char *words[] = {
+        "memory-backend-guest-memfd", "guest-memfd=on", "sw-protected-guest",
+        "convert-in-place=", "share-file=",
+    };
+    int i, status;
+
+    g_assert_true(g_spawn_command_line_sync(command, &text, NULL, &status,
+                                            NULL));
+    g_assert_cmpint(status, ==, 0);
+    for (i = 0; i < ARRAY_SIZE(words); i++) {
+        g_assert_nonnull(strstr(text, words[i]));
+    }
+}
+
 /* Registers of ACPI memory hot-plug, docs/specs/acpi_mem_hotplug.rst. */
 #define MEMHP_SELECT 0xa00
 #define MEMHP_FLAGS 0xa14
@@ -659,6 +678,7 @@ int main(int argc, char **argv)
     ADD("CPR is blocked", test_cpr_is_blocked);
     ADD("info guest-memfd", test_hmp);
     ADD("without KVM an error says so", test_without_kvm);
+    ADD("-help knows the objects", test_help);
     qtest_add_data_func("/guest-memfd/events of pinned pages are limited",
                         "pinned", test_events_are_limited);
     qtest_add_data_func("/guest-memfd/events of touched pages are limited",
