@@ -77,7 +77,7 @@ static bool check_host(HostMemoryBackend *backend, Error **errp)
     }
     if (caps->missing) {
         error_setg(errp, "%s needs a mappable guest_memfd, but %s", type,
-                   caps->missing);
+                   caps->missing_text);
         error_append_hint(errp, "See 'info guest-memfd' for what this host "
                           "offers.  memory-backend-memfd works everywhere.\n");
         return false;

@@ -22,10 +22,17 @@ static GuestMemfdHost *describe_host(const GuestMemfdCaps *caps)
 {
     GuestMemfdHost *host = g_new0(GuestMemfdHost, 1);
     GuestMemfdCreateFlagList **tail = &host->flags;
+    GuestMemfdMissingList **missing_tail = &host->missing;
     GuestMemfdCreateFlag flag;
+    GuestMemfdMissing missing;
 
     host->generation = caps->generation;
-    host->missing = g_strdup(caps->missing);
+    for (missing = 0; missing < GUEST_MEMFD_MISSING__MAX; missing++) {
+        if (caps->missing & BIT(missing)) {
+            QAPI_LIST_APPEND(missing_tail, missing);
+        }
+    }
+    host->missing_text = g_strdup(caps->missing_text);
     host->numa_policy = caps->numa_policy;
     for (flag = 0; flag < GUEST_MEMFD_CREATE_FLAG__MAX; flag++) {
         if (caps->flags & BIT_ULL(flag)) {
@@ -165,8 +172,8 @@ static void print_host(Monitor *mon, const GuestMemfdHost *host)
         monitor_printf(mon, ", %s", GuestMemfdCreateFlag_str(f->value));
     }
     monitor_printf(mon, "%s\n", host->numa_policy ? ", numa-policy" : "");
-    if (host->missing) {
-        monitor_printf(mon, "  %s\n", host->missing);
+    if (host->missing_text) {
+        monitor_printf(mon, "  %s\n", host->missing_text);
     }
 }
 

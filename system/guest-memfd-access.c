@@ -64,6 +64,7 @@
 #include "qemu/units.h"
 #include "gmem/system/guest-memfd-internal.h"
 #include "system/guest-memfd-access.h"
+#include "system/guest-memfd-events.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
@@ -92,23 +93,26 @@
  * GuestMemfdAccess: access of QEMU to a block whose pages can be private
  * @hidden: what addresses of hidden pages are translated to
  * @denied: accesses that were refused; atomic
+ * @last_denied: offset of the last of them, in bytes; atomic
  * @lock: protects the rest; innermost
  * @covered: pages that are covered, @n of them, in the order in which they were
  * @touched: how often a page was covered so far
  * @last_touched: the page covered last
  * @foreign: a page is private that nobody here has converted: @last_touched
- * @warned: the user was told of @touched; main loop only
+ * @reported: @denied and @touched as they were when they were reported last;
+ *            main loop only
  */
 typedef struct GuestMemfdAccess {
     MemoryRegion hidden;
     uint64_t denied;
+    uint64_t last_denied;
     QemuSpin lock;
     unsigned n;
     uint64_t covered[COVERED_MAX];
     uint64_t touched;
     uint64_t last_touched;
     bool foreign;
-    bool warned;
+    GuestMemfdAccessCounters reported;
 } GuestMemfdAccess;
 
 bool guest_memfd_some_hidden;
@@ -120,12 +124,27 @@ static MemoryRegion dummy_ram[2];
 static QEMUBH *deferred_bh;
 static void *hardware_errors[HARDWARE_ERRORS];
 
+static void schedule_deferred(void)
+{
+    QEMUBH *bh = qatomic_read(&deferred_bh);
+
+    if (bh) {
+        qemu_bh_schedule(bh);
+    }
+}
+
+/* @offset: in the block, bytes */
+static void count_denied(GuestMemfd *gmem, uint64_t offset)
+{
+    qatomic_set(&gmem->access->last_denied, offset);
+    qatomic_inc(&gmem->access->denied);
+    schedule_deferred();
+}
+
 static MemTxResult hidden_read(void *opaque, hwaddr addr, uint64_t *data,
                                unsigned size, MemTxAttrs attrs)
 {
-    GuestMemfd *gmem = opaque;
-
-    qatomic_inc(&gmem->access->denied);
+    count_denied(opaque, addr);
     *data = 0;
     return MEMTX_DECODE_ERROR;
 }
@@ -133,9 +152,7 @@ static MemTxResult hidden_read(void *opaque, hwaddr addr, uint64_t *data,
 static MemTxResult hidden_write(void *opaque, hwaddr addr, uint64_t data,
                                 unsigned size, MemTxAttrs attrs)
 {
-    GuestMemfd *gmem = opaque;
-
-    qatomic_inc(&gmem->access->denied);
+    count_denied(opaque, addr);
     return MEMTX_DECODE_ERROR;
 }
 
@@ -213,13 +230,10 @@ bool guest_memfd_cache_is_direct(MemoryRegion *mr, bool is_write)
 MemoryRegion *guest_memfd_mapped(MemoryRegion *mr, uint64_t *offset,
                                  uint64_t *len, bool is_write)
 {
-    GuestMemfd *gmem;
-
     if (!guest_memfd_is_hidden_region(mr) || !dummy_ram[is_write].ram_block) {
         return mr;
     }
-    gmem = mr->opaque;
-    qatomic_inc(&gmem->access->denied);
+    count_denied(mr->opaque, *offset);
     *offset %= qemu_real_host_page_size();
     *len = MIN(*len, DUMMY_SIZE - *offset);
     return &dummy_ram[is_write];
@@ -358,7 +372,8 @@ bool guest_memfd_access_remap(GuestMemfd *gmem)
     if (ok) {
         a->n = 0;
         a->touched = a->last_touched = 0;
-        a->foreign = a->warned = false;
+        a->foreign = false;
+        a->reported = (GuestMemfdAccessCounters) {};
         qatomic_set(&a->denied, 0);
     }
     qemu_spin_unlock(&a->lock);
@@ -421,16 +436,18 @@ bool guest_memfd_is_covered(const GuestMemfd *gmem, uint64_t page)
 }
 
 /* A guest can cause this as often as it likes, so one warning a block. */
-static void report_touched(GuestMemfd *gmem)
+static void report_access(GuestMemfd *gmem)
 {
     GuestMemfdAccess *a = gmem->access;
+    GuestMemfdAccessCounters now = guest_memfd_access_counters(gmem);
     const char *name = memory_region_name(gmem->rb->mr);
-    uint64_t touched, offset;
+    bool was_touched = now.touched != a->reported.touched;
+    uint64_t offset;
     bool foreign;
 
     qemu_spin_lock(&a->lock);
-    touched = a->touched;
-    offset = a->last_touched * qemu_real_host_page_size();
+    offset = was_touched ? a->last_touched * qemu_real_host_page_size()
+                         : qatomic_read(&a->last_denied);
     foreign = a->foreign;
     a->foreign = false;
     qemu_spin_unlock(&a->lock);
@@ -442,17 +459,21 @@ static void report_touched(GuestMemfd *gmem)
                      name, offset);
         vm_stop(RUN_STATE_INTERNAL_ERROR);
     }
-    if (touched && !a->warned) {
-        trace_guest_memfd_touched(gmem->inode, offset, touched);
+    if (!was_touched && now.denied == a->reported.denied) {
+        return;
+    }
+    trace_guest_memfd_access(gmem->inode, offset, now.touched, now.denied);
+    guest_memfd_event_touched(name, offset, now.touched, now.denied);
+    if (was_touched && !a->reported.touched) {
         warn_report("guest_memfd '%s': a device has touched memory at "
                     "offset 0x%" PRIx64 ", which the guest has made private; "
                     "it sees zeros there until that is shared. The guest is "
                     "to blame; 'info guest-memfd' counts", name, offset);
-        a->warned = true;
     }
+    a->reported = now;
 }
 
-/* What a signal handler has deferred */
+/* What a signal handler, or a device's thread, has deferred */
 static void run_deferred(void *opaque)
 {
     GuestMemfd *gmem;
@@ -460,7 +481,7 @@ static void run_deferred(void *opaque)
 
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
         if (gmem->access) {
-            report_touched(gmem);
+            report_access(gmem);
         }
     }
     for (i = 0; i < HARDWARE_ERRORS; i++) {
@@ -472,15 +493,6 @@ static void run_deferred(void *opaque)
             signal(SIGBUS, SIG_DFL);
             raise(SIGBUS);
         }
-    }
-}
-
-static void schedule_deferred(void)
-{
-    QEMUBH *bh = qatomic_read(&deferred_bh);
-
-    if (bh) {
-        qemu_bh_schedule(bh);
     }
 }
 

@@ -30,6 +30,7 @@
 
 /* Decided once, when KVM has created the VM. */
 static bool in_place;
+static bool share_file;
 
 bool guest_memfd_in_place(void)
 {
@@ -93,6 +94,7 @@ bool guest_memfd_cgs_check(ConfidentialGuestSupport *cgs, Error **errp)
             return false;
         }
         in_place = true;
+        share_file = cgs->share_file;
         return true;
     }
     if (mode == ON_OFF_AUTO_ON) {
@@ -138,6 +140,32 @@ bool guest_memfd_cgs_check_backend(const char *type, Error **errp)
                    "memory-backend-ram", type,
                    object_get_typename(OBJECT(cgs)));
     }
+    return false;
+}
+
+/*
+ * The descriptor of a guest_memfd cannot be had for reading only, and whoever
+ * has it can convert pages and punch holes: the owner's contents are gone.
+ */
+int guest_memfd_shared_file(const RAMBlock *rb)
+{
+    return rb->gmem && guest_memfd_can_be_private(rb->gmem) && !share_file
+           ? -1 : rb->fd;
+}
+
+bool guest_memfd_check_vhost_user(Error **errp)
+{
+    const char *type;
+
+    if (!in_place || share_file) {
+        return true;
+    }
+    type = object_get_typename(OBJECT(current_machine->cgs));
+    error_setg(errp, "vhost-user is not possible with memory of a %s that is "
+               "converted in place, because the back end would get its "
+               "guest_memfd and could convert and discard the guest's pages; "
+               "if the back end is trusted not to, add share-file=on to the "
+               "%s object", type, type);
     return false;
 }
 
@@ -278,6 +306,16 @@ static void set_convert_in_place(Object *obj, int value, Error **errp)
     CONFIDENTIAL_GUEST_SUPPORT(obj)->convert_in_place = value;
 }
 
+static bool get_share_file(Object *obj, Error **errp)
+{
+    return CONFIDENTIAL_GUEST_SUPPORT(obj)->share_file;
+}
+
+static void set_share_file(Object *obj, bool value, Error **errp)
+{
+    CONFIDENTIAL_GUEST_SUPPORT(obj)->share_file = value;
+}
+
 void guest_memfd_cgs_class_add(ObjectClass *oc)
 {
     object_class_property_add_enum(oc, "convert-in-place", "OnOffAuto",
@@ -286,4 +324,10 @@ void guest_memfd_cgs_class_add(ObjectClass *oc)
     object_class_property_set_description(oc, "convert-in-place",
         "One guest_memfd serves shared and private memory (default: auto, "
         "which is on where the host can do it)");
+    object_class_property_add_bool(oc, "share-file", get_share_file,
+                                   set_share_file);
+    object_class_property_set_description(oc, "share-file",
+        "Other processes may have the files of memory that is converted in "
+        "place, by which they can convert and discard the guest's pages "
+        "(default: off)");
 }

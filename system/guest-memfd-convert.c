@@ -35,6 +35,7 @@
 #include "qemu/lockable.h"
 #include "qemu/main-loop.h"
 #include "qemu/units.h"
+#include "system/guest-memfd-events.h"
 #include "system/runstate.h"
 #include "gmem/accel/kvm/guest-memfd.h"
 #include "gmem/system/guest-memfd-internal.h"
@@ -48,6 +49,9 @@
 
 /* After so many failures, the pages before the busy one go first. */
 #define FAILURES_BEFORE_CUT 3
+
+/* After so many failures it is not a matter of moments. */
+#define FAILURES_BEFORE_EVENT 32
 
 /* At most one warning in this time, in microseconds. */
 #define WARNING_US (10 * 1000 * 1000)
@@ -396,20 +400,26 @@ static int attempt_again(Attempt *a, int error, const GuestMemfdRetry *retry)
     return 0;
 }
 
-/* A guest can cause this as often as it likes. */
-static void warn_busy(const GuestMemfd *gmem, uint64_t page)
+/*
+ * An attempt has failed because a page is busy, and the request with @gave_up.
+ * A guest can cause this as often as it likes.
+ */
+static void report_busy(const GuestMemfd *gmem, const Attempt *a, bool gave_up)
 {
     static int64_t next_warning;
     int64_t now = g_get_monotonic_time();
     int64_t due = qatomic_read(&next_warning);
+    uint64_t offset = a->busy * qemu_real_host_page_size();
 
-    if (now >= due &&
+    if (gave_up || a->failures == FAILURES_BEFORE_EVENT) {
+        guest_memfd_event_pinned(memory_region_name(gmem->rb->mr), offset);
+    }
+    if (gave_up && now >= due &&
         qatomic_cmpxchg(&next_warning, due, now + WARNING_US) == due) {
         warn_report("guest_memfd '%s': the page at offset 0x%" PRIx64
                     " cannot become private, because a device, its back end "
                     "or I/O in flight keeps it pinned",
-                    memory_region_name(gmem->rb->mr),
-                    page * qemu_real_host_page_size());
+                    memory_region_name(gmem->rb->mr), offset);
     }
 }
 
@@ -428,9 +438,11 @@ static int convert_pages(GuestMemfd *gmem, uint64_t *page, uint64_t end,
         }
         ret = chunk_convert_notify(gmem, page, to_private, changes, &a);
         if (ret) {
+            bool is_busy = ret == -EAGAIN;
+
             ret = attempt_again(&a, ret, retry);
-            if (ret == -EAGAIN && retry != &one_second) {
-                warn_busy(gmem, a.busy);
+            if (is_busy) {
+                report_busy(gmem, &a, ret == -EAGAIN);
             }
         } else {
             a.failures = 0;

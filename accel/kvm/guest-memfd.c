@@ -135,8 +135,9 @@ static void probe(GuestMemfdCaps *caps)
 
     if (kvm_vm_check_extension(kvm_state, KVM_CAP_GUEST_MEMFD) <= 0 ||
         kvm_vm_check_extension(kvm_state, KVM_CAP_USER_MEMORY2) <= 0) {
-        caps->missing = "KVM offers no guest_memfd to this type of VM "
-                        "(KVM_CAP_GUEST_MEMFD, Linux 6.18)";
+        caps->missing = BIT(GUEST_MEMFD_MISSING_GUEST_MEMFD);
+        caps->missing_text = "KVM offers no guest_memfd to this type of VM "
+                             "(KVM_CAP_GUEST_MEMFD, Linux 6.18)";
         return;
     }
 
@@ -147,17 +148,24 @@ static void probe(GuestMemfdCaps *caps)
 
     flags = kvm_vm_check_extension(kvm_state, KVM_CAP_GUEST_MEMFD_FLAGS);
     caps->flags = MAX(flags, 0);
-    if ((caps->flags & GMEM_FLAGS) != GMEM_FLAGS) {
-        caps->missing = "KVM cannot map guest_memfd into QEMU for this type "
-                        "of VM (KVM_CAP_GUEST_MEMFD_FLAGS lacks MMAP or "
-                        "INIT_SHARED, Linux 6.18)";
+    if (!(caps->flags & GUEST_MEMFD_FLAG_MMAP)) {
+        caps->missing |= BIT(GUEST_MEMFD_MISSING_MMAP_FLAG);
+    }
+    if (!(caps->flags & GUEST_MEMFD_FLAG_INIT_SHARED)) {
+        caps->missing |= BIT(GUEST_MEMFD_MISSING_INIT_SHARED_FLAG);
+    }
+    if (caps->missing) {
+        caps->missing_text = "KVM cannot map guest_memfd into QEMU for this "
+                             "type of VM (KVM_CAP_GUEST_MEMFD_FLAGS lacks "
+                             "MMAP or INIT_SHARED, Linux 6.18)";
         return;
     }
 
     fd = create_file(qemu_real_host_page_size());
     if (fd < 0) {
-        caps->missing = "KVM_CREATE_GUEST_MEMFD fails in spite of what KVM "
-                        "says it offers";
+        caps->missing = BIT(GUEST_MEMFD_MISSING_CREATE);
+        caps->missing_text = "KVM_CREATE_GUEST_MEMFD fails in spite of what "
+                             "KVM says it offers";
         return;
     }
     caps->generation = probe_conversion(fd) ? GUEST_MEMFD_GENERATION_IN_PLACE
@@ -169,7 +177,8 @@ static void probe(GuestMemfdCaps *caps)
 const GuestMemfdCaps *kvm_guest_memfd_caps(void)
 {
     static const GuestMemfdCaps no_kvm = {
-        .missing = "QEMU is not running with KVM (use -accel kvm)",
+        .missing = BIT(GUEST_MEMFD_MISSING_KVM),
+        .missing_text = "QEMU is not running with KVM (use -accel kvm)",
     };
     static GuestMemfdCaps caps;
     static bool probed;

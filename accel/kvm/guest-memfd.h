@@ -20,14 +20,17 @@ struct KVMSlot;
  * @generation: see the QAPI type
  * @flags: the bits KVM_CREATE_GUEST_MEMFD accepts (KVM_CAP_GUEST_MEMFD_FLAGS)
  * @numa_policy: mbind() on a mapping is kept in the file (Linux 6.19)
- * @missing: what stands in the way of a mappable guest_memfd, as a clause for
- *           an error message; NULL if nothing does.  Static.
+ * @missing: what stands in the way of a mappable guest_memfd: BIT() of each
+ *           GuestMemfdMissing; 0 if nothing does
+ * @missing_text: the same as a clause for an error message; NULL if @missing is
+ *                0.  Static.
  */
 typedef struct GuestMemfdCaps {
     GuestMemfdGeneration generation;
     uint64_t flags;
     bool numa_policy;
-    const char *missing;
+    uint32_t missing;
+    const char *missing_text;
 } GuestMemfdCaps;
 
 /* accel/kvm/guest-memfd.c */

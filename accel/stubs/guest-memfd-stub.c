@@ -5,13 +5,15 @@
  */
 #include "qemu/osdep.h"
 #include "qapi/error.h"
+#include "qemu/bitops.h"
 #include "gmem/accel/kvm/guest-memfd.h"
 #include "system/kvm.h"
 
 const GuestMemfdCaps *kvm_guest_memfd_caps(void)
 {
     static const GuestMemfdCaps none = {
-        .missing = "this emulator has no KVM",
+        .missing = BIT(GUEST_MEMFD_MISSING_KVM),
+        .missing_text = "this emulator has no KVM",
     };
 
     return &none;
@@ -19,7 +21,7 @@ const GuestMemfdCaps *kvm_guest_memfd_caps(void)
 
 int kvm_guest_memfd_create(uint64_t size, Error **errp)
 {
-    error_setg(errp, "%s", kvm_guest_memfd_caps()->missing);
+    error_setg(errp, "%s", kvm_guest_memfd_caps()->missing_text);
     return -1;
 }
 

@@ -27,6 +27,9 @@
  * @refuse-every: so many requests to map come to one that is refused with
  *                ENOSPC; a registration's do not count.  0: none
  *
+ * @pinned, @touched: str, written only: "ID NUMBER" sends the event of that
+ *                    name for the block ID, with NUMBER for all of its numbers
+ *
  * and read:
  *
  * @errors: how many things did not fit.  The first few are reported
@@ -60,6 +63,7 @@
 #include "qemu/module.h"
 #include "system/address-spaces.h"
 #include "gmem/system/guest-memfd-internal.h"
+#include "system/guest-memfd-events.h"
 #include "system/memory.h"
 
 #define TYPE_GUEST_MEMFD_TESTDEV "guest-memfd-testdev"
@@ -622,6 +626,40 @@ static char *get_digest(Object *obj, Error **errp)
     return digest;
 }
 
+/* The ID of "ID NUMBER", which the caller owns, and @number; or NULL */
+static char *parse_event(const char *value, uint64_t *number, Error **errp)
+{
+    g_auto(GStrv) words = g_strsplit(value, " ", 0);
+
+    if (g_strv_length(words) != 2 ||
+        qemu_strtou64(words[1], NULL, 0, number) < 0) {
+        error_setg(errp, "an event is asked for by \"ID NUMBER\", and not by "
+                   "\"%s\"", value);
+        return NULL;
+    }
+    return g_strdup(words[0]);
+}
+
+static void set_pinned(Object *obj, const char *value, Error **errp)
+{
+    uint64_t number;
+    g_autofree char *id = parse_event(value, &number, errp);
+
+    if (id) {
+        guest_memfd_event_pinned(id, number);
+    }
+}
+
+static void set_touched(Object *obj, const char *value, Error **errp)
+{
+    uint64_t number;
+    g_autofree char *id = parse_event(value, &number, errp);
+
+    if (id) {
+        guest_memfd_event_touched(id, number, number, number);
+    }
+}
+
 static void testdev_init(Object *obj)
 {
     GuestMemfdTestdev *t = GUEST_MEMFD_TESTDEV(obj);
@@ -661,6 +699,8 @@ static void testdev_class_init(ObjectClass *oc, const void *data)
                                    set_listening);
     object_class_property_add_str(oc, "check", get_check, NULL);
     object_class_property_add_str(oc, "digest", get_digest, NULL);
+    object_class_property_add_str(oc, "pinned", NULL, set_pinned);
+    object_class_property_add_str(oc, "touched", NULL, set_touched);
 }
 
 static const TypeInfo testdev_type = {

@@ -65,7 +65,28 @@ bool guest_memfd_prealloc_mem(int fd, char *area, size_t sz, int max_threads,
  */
 bool guest_memfd_in_place(void);
 
-/** guest_memfd_cgs_class_add: give confidential guests "convert-in-place=". */
+/**
+ * guest_memfd_shared_file: the file of @rb that other processes may have
+ * @rb: any RAM block
+ *
+ * Needs no lock.
+ * Returns: a descriptor, which belongs to @rb; or -1 if it has none, or if
+ * pages of it can be private and the user has not said share-file=on.
+ */
+int guest_memfd_shared_file(const RAMBlock *rb);
+
+/**
+ * guest_memfd_check_vhost_user: may there be vhost-user back ends?
+ *
+ * Returns: false with @errp set if they would need files of memory that they
+ * must not have.
+ */
+bool guest_memfd_check_vhost_user(Error **errp);
+
+/**
+ * guest_memfd_cgs_class_add: give confidential guests "convert-in-place=" and
+ * "share-file="
+ */
 void guest_memfd_cgs_class_add(ObjectClass *oc);
 
 /**

@@ -105,7 +105,8 @@ def ask_host():
     """What query-guest-memfd says of this machine's KVM, for ordinary VMs."""
     if not os.access('/dev/kvm', os.R_OK | os.W_OK):
         return {'generation': 'none', 'flags': [], 'numa-policy': False,
-                'missing': 'there is no /dev/kvm' if
+                'missing': ['kvm'],
+                'missing-text': 'there is no /dev/kvm' if
                 not os.path.exists('/dev/kvm') else 'no access to /dev/kvm'}
     with Emulator(args=['-machine', 'none', '-accel', 'kvm']) as vm:
         vm.launch()

@@ -163,7 +163,9 @@ class Aio(PinTest):
 
 
 class VhostUser(PinTest):
-    """Another process has the memory mapped."""
+    """Another process has the memory mapped, as the user allows."""
+
+    PROPERTIES = ',share-file=on'
 
     def backend(self):
         """Arguments of QEMU for its disk, and the process."""

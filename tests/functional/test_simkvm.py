@@ -47,10 +47,12 @@ class KvmModeTest(FirmwareTest):
 
     CONFIG: of the model
     BACKEND: of RAM
+    PROPERTIES: of an SNP guest, ",name=value..."
     """
 
     CONFIG = 'generation g0'
     BACKEND = MEMFD
+    PROPERTIES = ''
 
     def sim(self, commands, config, **kwargs):
         """A SimGuest that is not launched yet."""
@@ -61,7 +63,7 @@ class KvmModeTest(FirmwareTest):
         return self.sim(
             commands, self.CONFIG, backend=self.BACKEND,
             machine='q35,confidential-guest-support=cgs',
-            args=['-object', snp(',id=cgs'), *args], **kwargs)
+            args=['-object', snp(self.PROPERTIES + ',id=cgs'), *args], **kwargs)
 
     def tdx(self, commands, **kwargs):
         """The same of a TDX guest."""

@@ -24,7 +24,7 @@ class GuestTest(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        lacks = ask_host().get('missing')
+        lacks = ask_host().get('missing-text')
         if lacks:
             raise unittest.SkipTest(lacks)
 

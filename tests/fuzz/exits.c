@@ -48,6 +48,7 @@
 #include "gmem/system/guest-memfd-rebuild.h"
 #include "gmem/tests/include/test-discard-manager.h"
 #include "system/guest-memfd-access.h"
+#include "system/guest-memfd-events.h"
 #include "system/memory-internal.h"
 #include "exits.h"
 #include "system/memory.h"
@@ -272,6 +273,10 @@ Object *object_dynamic_cast_assert(Object *obj, const char *type,
                                    const char *func)
 {
     return obj;
+}
+
+void guest_memfd_event_pinned(const char *id, uint64_t offset)
+{
 }
 
 /* Only for what this guest's memory cannot do */

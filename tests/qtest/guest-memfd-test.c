@@ -9,6 +9,7 @@
 #include "qobject/qdict.h"
 #include "qobject/qjson.h"
 #include "qobject/qlist.h"
+#include "qobject/qstring.h"
 #include "tests/qtest/libqtest.h"
 
 /* Start QEMU with KVM if the host has it.  No guest code runs. */
@@ -27,13 +28,13 @@ static QDict *query(QTestState *qts)
 static bool usable(QTestState *qts)
 {
     g_autoptr(QDict) info = query(qts);
-    const char *missing = qdict_get_try_str(qdict_get_qdict(info, "host"),
-                                            "missing");
+    QDict *host = qdict_get_qdict(info, "host");
 
-    if (missing) {
-        g_test_skip(missing);
+    if (!qlist_empty(qdict_get_qlist(host, "missing"))) {
+        g_test_skip(qdict_get_str(host, "missing-text"));
         return false;
     }
+    g_assert_false(qdict_haskey(host, "missing-text"));
     return true;
 }
 
@@ -481,14 +482,93 @@ static void test_without_kvm(void)
     QTestState *qts = qtest_init("-machine none");
     g_autoptr(QDict) info = query(qts);
     QDict *host = qdict_get_qdict(info, "host");
+    QList *missing = qdict_get_qlist(host, "missing");
     g_autofree char *text = qtest_hmp(qts, "info guest-memfd");
 
     g_assert_cmpstr(qdict_get_str(host, "generation"), ==, "none");
-    g_assert_true(qdict_haskey(host, "missing"));
+    g_assert_cmpint(qlist_size(missing), ==, 1);
+    g_assert_cmpstr(qstring_get_str(qobject_to(QString, qlist_peek(missing))),
+                    ==, "kvm");
     g_assert_nonnull(strstr(text, "host: none"));
+    g_assert_nonnull(strstr(text, qdict_get_str(host, "missing-text")));
     assert_error(qts, object_add(GUEST_MEMFD ", 'size': 2097152"), "KVM");
     assert_error(qts, object_add(MEMFD_ON ", 'size': 2097152"), "KVM");
     qtest_quit(qts);
+}
+
+static void send_event(QTestState *qts, const char *name, const char *value)
+{
+    qtest_qmp_assert_success(
+        qts, "{ 'execute': 'qom-set', 'arguments': {"
+        "  'path': '/machine/peripheral/t', 'property': %s, 'value': %s } }",
+        name, value);
+}
+
+/* An event that has been sent, or NULL. */
+static QDict *next_event(QTestState *qts, const char *name)
+{
+    /* What was sent before an answer has come before it. */
+    qtest_qmp_assert_success(qts, "{ 'execute': 'query-name' }");
+    return qtest_qmp_event_ref(qts, name);
+}
+
+/* The next one is of that block, and has that number. */
+static void assert_event(QTestState *qts, const char *name, const char *id,
+                         int number)
+{
+    g_autoptr(QDict) event = next_event(qts, name);
+    QDict *data;
+
+    g_assert_nonnull(event);
+    data = qdict_get_qdict(event, "data");
+    g_assert_cmpstr(qdict_get_str(data, "id"), ==, id);
+    g_assert_cmpint(qdict_get_int(data, "offset"), ==, number);
+}
+
+#define SECOND 1000000000 /* ns */
+
+/* A test device sends them.  The clock stands still but for clock_step. */
+static void test_events_are_limited(const void *opaque)
+{
+    const char *property = opaque;
+    const char *name = g_str_equal(property, "pinned")
+                       ? "GUEST_MEMFD_PAGE_PINNED"
+                       : "GUEST_MEMFD_PRIVATE_TOUCHED";
+    QTestState *qts = qtest_init("-machine none "
+                                 "-device guest-memfd-testdev,id=t");
+
+    send_event(qts, property, "a 1");
+    assert_event(qts, name, "a", 1);
+    send_event(qts, property, "a 2");
+    send_event(qts, property, "a 3");
+    /* Another block's does not wait for it. */
+    send_event(qts, property, "b 4");
+    assert_event(qts, name, "b", 4);
+    g_assert_null(next_event(qts, name));
+
+    qtest_clock_step(qts, SECOND);
+    assert_event(qts, name, "a", 3);
+    g_assert_null(next_event(qts, name));
+    qtest_quit(qts);
+}
+
+static void test_help(void)
+{
+    g_autofree char *command = g_strdup_printf("%s -help",
+                                               getenv("QTEST_QEMU_BINARY"));
+    g_autofree char *text = NULL;
+    const char *words[] = {
+        "memory-backend-guest-memfd", "guest-memfd=on", "sw-protected-guest",
+        "convert-in-place=", "share-file=",
+    };
+    int i, status;
+
+    g_assert_true(g_spawn_command_line_sync(command, &text, NULL, &status,
+                                            NULL));
+    g_assert_cmpint(status, ==, 0);
+    for (i = 0; i < ARRAY_SIZE(words); i++) {
+        g_assert_nonnull(strstr(text, words[i]));
+    }
 }
 
 /* Registers of ACPI memory hot-plug, docs/specs/acpi_mem_hotplug.rst. */
@@ -598,5 +678,10 @@ int main(int argc, char **argv)
     ADD("CPR is blocked", test_cpr_is_blocked);
     ADD("info guest-memfd", test_hmp);
     ADD("without KVM an error says so", test_without_kvm);
+    ADD("-help knows the objects", test_help);
+    qtest_add_data_func("/guest-memfd/events of pinned pages are limited",
+                        "pinned", test_events_are_limited);
+    qtest_add_data_func("/guest-memfd/events of touched pages are limited",
+                        "touched", test_events_are_limited);
     return g_test_run();
 }

@@ -25,6 +25,7 @@ ANSWERS = {
     GET_QUEUE_NUM: struct.pack('<Q', 1),
 }
 REPLY = 5               # flags: version 1, a reply
+SET_MEM_TABLE = 5
 SET_VRING_ADDR = 9
 
 SLOT = 0x10
@@ -40,11 +41,13 @@ class BackEnd(threading.Thread):
     """Speaks vhost-user, and does nothing else.
 
     seen: messages that came, by number
+    files: how many descriptors came with messages about memory
     """
 
     def __init__(self, path):
         super().__init__(daemon=True)
         self.seen = set()
+        self.files = 0
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(path)
         self.server.listen(1)
@@ -62,6 +65,8 @@ class BackEnd(threading.Thread):
                 request, _, size = struct.unpack('<III', head)
                 while size:
                     size -= len(connection.recv(size))
+                if request == SET_MEM_TABLE:
+                    self.files += len(fds)
                 self.seen.add(request)
                 if request in ANSWERS:
                     body = ANSWERS[request]
@@ -101,7 +106,8 @@ class Rings(SimTest):
         script += f'out 0xcf8 4 {PAM:#x}\nout 0xcfc 4 0x33333333\n'
         sim = self.start(
             f'generation g2\nvcpu 0\n{script}\nprint alive\nhalt',
-            machine='q35', backend=None, confidential=snp(), args=[
+            machine='q35', backend=None,
+            confidential=snp(',share-file=on'), args=[
                 '-bios', self.image, '-chardev', 'socket,id=c,path=' + path,
                 '-netdev', 'vhost-user,id=n,chardev=c', '-device',
                 f'virtio-net-pci,netdev=n,iommu_platform=off,addr={SLOT:#x}'])
@@ -120,3 +126,5 @@ class Rings(SimTest):
         sim, end = self.play_ring(0x1000000, '0x1000000 3')
         self.assertNotIn('unable to start vhost', sim.get_log())
         self.assertIn(SET_VRING_ADDR, end.seen)
+        # It has the guest's memory, as the user has allowed.
+        self.assertGreater(end.files, 0)

@@ -20,6 +20,7 @@
 #include "qemu/module.h"
 #include "gmem/system/guest-memfd-internal.h"
 #include "system/guest-memfd-access.h"
+#include "system/guest-memfd-events.h"
 #include "system/kvm.h"
 #include "system/memory-internal.h"
 #include "system/memory.h"
@@ -66,6 +67,17 @@ int vm_stop(RunState state)
     g_assert_cmpint(state, ==, RUN_STATE_INTERNAL_ERROR);
     vm_stops++;
     return 0;
+}
+
+static unsigned events;
+static uint64_t event_offset;
+
+void guest_memfd_event_touched(const char *id, uint64_t offset,
+                               uint64_t touched, uint64_t denied)
+{
+    g_assert_cmpstr(id, ==, "ram");
+    event_offset = offset;
+    events++;
 }
 
 bool guest_memfd_is_launching(void)
@@ -483,8 +495,13 @@ static void test_touch(void)
     *at(7) = 4;
     g_assert_cmpint(covered(), ==, 2);
     g_assert_cmpint(touched(), ==, 2);
+    events = 0;
     main_loop();
     g_assert_cmpint(vm_stops, ==, 0);
+    g_assert_cmpint(events, ==, 1);
+    g_assert_cmphex(event_offset, ==, 7 * page_size);
+    main_loop();
+    g_assert_cmpint(events, ==, 1);
 
     set_shared(PAGES);
     *at(5) = 8;

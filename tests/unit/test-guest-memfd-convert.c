@@ -34,6 +34,7 @@
 #include "system/memory-internal.h"
 #include "system/memory.h"
 #include "system/guest-memfd-access.h"
+#include "system/guest-memfd-events.h"
 #include "system/ramblock.h"
 #include "system/runstate.h"
 
@@ -193,6 +194,13 @@ void qemu_system_vmstop_request(RunState state)
 {
     g_assert_cmpint(state, ==, RUN_STATE_INTERNAL_ERROR);
     vm_stops++;
+}
+
+static unsigned pinned_events;
+
+void guest_memfd_event_pinned(const char *id, uint64_t offset)
+{
+    qatomic_inc(&pinned_events);
 }
 
 /* Errors are counted. */
@@ -586,6 +594,7 @@ static void setup(void)
     bql_unlock_hook = NULL;
     bql_taken = 0;
     vm_stops = 0;
+    pinned_events = 0;
     separate = false;
     events = g_string_new("");
 }
@@ -994,6 +1003,7 @@ static void test_busy_for_a_moment(void)
     g_assert_cmpint(now_us, ==, 1000 + 50 + 100);
     g_assert_cmpint(blocks[0].gmem.state.busy, ==, 2);
     g_assert_cmpint(blocks[0].gmem.state.busy_page, ==, 6);
+    g_assert_cmpint(pinned_events, ==, 0);
     teardown();
 }
 
@@ -1012,6 +1022,8 @@ static void test_busy_for_ever(void)
     g_assert_cmpint(kernel_calls, <, 200);
     g_assert_cmpint(kernel_calls, ==, sleeps + 1);
     g_assert_cmpint(longest_sleep, ==, 10000);
+    /* When it became long, and at the end */
+    g_assert_cmpint(pinned_events, ==, 2);
     g_assert_cmpint(blocks[0].gmem.state.busy, ==, kernel_calls);
     teardown();
 }
