@@ -120,15 +120,20 @@ bool guest_memfd_some_hidden;
 /* What is mapped instead of a hidden page, to be read and to be written */
 static MemoryRegion dummy_ram[2];
 
-/* What a signal handler leaves to the main loop; NULL before that runs */
+/*
+ * What a signal handler, or a device's thread, leaves to the main loop; NULL
+ * before that runs.  It is scheduled once for many accesses.
+ */
 static QEMUBH *deferred_bh;
+static bool deferred_pending;
 static void *hardware_errors[HARDWARE_ERRORS];
 
 static void schedule_deferred(void)
 {
     QEMUBH *bh = qatomic_read(&deferred_bh);
 
-    if (bh) {
+    if (bh && !qatomic_read(&deferred_pending) &&
+        !qatomic_xchg(&deferred_pending, true)) {
         qemu_bh_schedule(bh);
     }
 }
@@ -479,6 +484,8 @@ static void run_deferred(void *opaque)
     GuestMemfd *gmem;
     unsigned i;
 
+    /* What comes from now on has it scheduled again. */
+    qatomic_set_mb(&deferred_pending, false);
     QTAILQ_FOREACH(gmem, guest_memfd_list(), next) {
         if (gmem->access) {
             report_access(gmem);

@@ -10,13 +10,12 @@
  * Requests overlap in time, so more than one state may be right.  A granted
  * request took effect at some time between its begin and its end, so it can
  * have been a page's last one unless another granted one began after its end.
- * That is what the reference keeps for each page.  A refused request did
- * nothing.
+ * That is what the reference keeps for each page.  A request that is wrong in
+ * itself did nothing.
  *
- * A request may be refused without a reason in itself only if a call was made
- * to fail, or a page was pinned, in its time.  If that happened twice, the
- * emulator may have failed to undo what it had begun, so that such a request
- * is one of which nothing is known.
+ * A request that is right may be refused only if a call was made to fail, or a
+ * page was pinned, in its time.  It was carried out up to some page, and how far
+ * the guest is not told: of each page, it may have been the last request or not.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -390,7 +389,7 @@ void sim_hostile_answered(SimHostile *h, uint64_t answer)
                           PRIu64, r->pages, r->gpa, r->private ? "private"
                           : "shared", answer, right);
         }
-        r->unsure = answer && !right && r->failures > 1;
+        r->unsure = answer && !right;
     }
     if (r->own && !r->answer && !r->unsure) {
         pthread_mutex_lock(&vm->lock);

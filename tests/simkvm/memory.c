@@ -135,7 +135,10 @@ int sim_gmem_create(SimVm *vm, struct kvm_create_guest_memfd *args)
     gmem->fd = sim_real_dup(fd);
     gmem->view = sim_real_mmap(NULL, gmem->size, PROT_READ | PROT_WRITE,
                                MAP_SHARED | MAP_NORESERVE, gmem->fd, 0);
-    g_assert(gmem->fd >= 0 && gmem->view != MAP_FAILED);
+    if (gmem->fd < 0 || gmem->view == MAP_FAILED) {
+        sim_violation("cannot map a guest_memfd of 0x%" PRIx64 " bytes: %s",
+                      gmem->size, strerror(errno));
+    }
     /* A core dump of a test is no place for a terabyte. */
     madvise(gmem->view, gmem->size, MADV_DONTDUMP);
     pthread_mutex_init(&gmem->lock, NULL);

@@ -160,3 +160,45 @@ class SwProtected(SimTest):
             "'pc.ram': the page at offset 0x1005000 cannot become private")
         self.assertGreater(warnings, 0)
         self.assertLess(warnings, 5)
+
+
+class Large(SimTest):
+    """A request of any size keeps nobody waiting."""
+
+    CHUNK = 64 << 20
+
+    def start_converting(self, size, **kwargs):
+        """The guest asks for so much at once, again and again."""
+        return self.start(f'''
+            generation g2
+            vm-types default sw-protected
+            vcpu 0
+            repeat 1000
+            map-gpa 0x100000000 {(size - (4 << 30)) // 4096} private ret=any
+            map-gpa 0x100000000 {(size - (4 << 30)) // 4096} shared ret=any
+            end
+            print done
+            halt''', machine='q35', backend=None, size=f'{size >> 30}G',
+            confidential='sw-protected-guest', args=[
+                '-bios', self.image, '-cpu', 'host,phys-bits=46'], **kwargs)
+
+    def test_900_gibibytes_are_converted_in_chunks(self):
+        """Between two chunks the vCPU is to be had: "stop" waits for one.
+
+        At the real kernel's 0.3 us a page, that is 5 ms.
+        """
+        sim = self.start_converting(900 << 30)
+        wait_for('conversions', lambda: len(sim.model.log(CONVERT)) > 100, sim)
+        for _ in range(3):
+            sim.cmd('stop')
+            calls = sim.model.log(CONVERT)
+            self.assertEqual(sim.cmd('query-status')['status'], 'paused')
+            self.assertEqual(len(sim.model.log(CONVERT)), len(calls))
+            sim.cmd('cont')
+            wait_for('conversions', lambda: len(sim.model.log(CONVERT)) >
+                     len(calls), sim)
+        self.assertNotIn('done', sim.output())
+        # Not of the reset, which has shared all RAM.
+        sizes = {call['size'] for call in calls if call['offset']}
+        self.assertLessEqual(max(sizes), self.CHUNK)
+        self.quit(sim)
