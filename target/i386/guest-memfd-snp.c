@@ -7,6 +7,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include <linux/psp-sev.h>
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/memalign.h"
@@ -15,6 +16,9 @@
 #include "gmem/target/i386/guest-memfd-launch.h"
 
 #define SNP_PAGE_SIZE (4 * KiB)
+
+/* Answers of EIO in a row that end a launch; see the use. */
+#define SNP_EIO_TRIES 10
 
 typedef struct SnpPageInfo {
     uint8_t digest[GUEST_MEMFD_DIGEST];     /* so far */
@@ -127,10 +131,22 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     return 0;
 }
 
-int guest_memfd_snp_launch_result(int ret)
+int guest_memfd_snp_launch_result(int ret, int fw_error)
 {
-    /* A signal ends the call in between, and it says how far it has come. */
-    return guest_memfd_in_place() && ret == -EINTR ? -EAGAIN : ret;
+    static unsigned tries;
+
+    /*
+     * A signal ends the call between two pages, and the call says how far it
+     * came.  If that is the first page, KVM answers EIO, as it does for every
+     * failure there.  The signal is handled by now, so the next call gets
+     * past it; a failure that lasts does not.  The firmware gives a reason
+     * when it is the one that refuses.
+     */
+    if (ret == -EIO && fw_error == SEV_RET_SUCCESS && ++tries < SNP_EIO_TRIES) {
+        return -EAGAIN;
+    }
+    tries = 0;
+    return ret == -EINTR ? -EAGAIN : ret;
 }
 
 void *guest_memfd_snp_cpuid_page(void *hva)
