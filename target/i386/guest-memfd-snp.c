@@ -8,6 +8,7 @@
  */
 #include "qemu/osdep.h"
 #include <linux/psp-sev.h>
+#include "hw/i386/x86.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/memalign.h"
@@ -78,6 +79,15 @@ static void measure(uint8_t type, hwaddr gpa, hwaddr size,
     }
 }
 
+/*
+ * Normal pages are the firmware and the hashes of a kernel.  But an IGVM file
+ * has measured pages without contents, too.
+ */
+static bool has_igvm(void)
+{
+    return X86_MACHINE(current_machine)->igvm;
+}
+
 void guest_memfd_snp_launch_check(hwaddr gpa, hwaddr size)
 {
     if (guest_memfd_in_place()) {
@@ -112,6 +122,11 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     }
 
     host = guest_memfd_launch_host(gpa, size, &error_fatal);
+    if (update->type == KVM_SEV_SNP_PAGE_TYPE_NORMAL && !has_igvm() &&
+        !guest_memfd_launch_check_contents(gpa, size, type, &err)) {
+        guest_memfd_launch_failed(err);
+        return -EIO;
+    }
     measure(update->type, gpa, size, measured ? host : NULL);
     update->uaddr = 0;
     if (update->type == KVM_SEV_SNP_PAGE_TYPE_CPUID) {
