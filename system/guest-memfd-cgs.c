@@ -201,6 +201,11 @@ bool guest_memfd_starts_private(MemoryRegion *mr)
            !current_machine->cgs->starts_shared;
 }
 
+bool guest_memfd_patches_kernel(const MachineState *machine)
+{
+    return !machine->cgs || machine->cgs->starts_shared;
+}
+
 bool guest_memfd_is_required(const MachineState *machine)
 {
     return machine->cgs && machine->cgs->require_guest_memfd;

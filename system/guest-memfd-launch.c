@@ -13,6 +13,7 @@
 #include "qemu/osdep.h"
 #include "crypto/hash.h"
 #include "qapi/error.h"
+#include "qemu/cutils.h"
 #include "system/address-spaces.h"
 #include "gmem/system/guest-memfd-internal.h"
 #include "gmem/system/guest-memfd-launch.h"
@@ -180,9 +181,29 @@ void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp)
     return range.gmem->rb->host + range.offset;
 }
 
+bool guest_memfd_launch_check_contents(hwaddr gpa, hwaddr size,
+                                       const char *type, Error **errp)
+{
+    const void *host = guest_memfd_launch_host(gpa, size, errp);
+
+    if (!host) {
+        return false;
+    }
+    if (buffer_is_zero(host, size)) {
+        error_setg(errp, "Cannot launch 0x%" HWADDR_PRIx " bytes at gpa 0x%"
+                   HWADDR_PRIx " (%s): all of them are zeros, and the guest "
+                   "needs their contents; check the firmware image", size,
+                   gpa, type);
+        return false;
+    }
+    return true;
+}
+
 /*
  * The kernel would populate, and measure, a page that nobody has written: a
- * page of zeros that does not exist yet.
+ * page of zeros that does not exist yet.  With preallocation each page exists,
+ * so this finds nothing; guest_memfd_launch_check_contents() finds ranges that
+ * are empty as a whole.  Single pages of a range may well be zeros.
  */
 static bool check_written(const LaunchTarget *range, hwaddr gpa,
                           Error **errp)

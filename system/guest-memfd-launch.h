@@ -59,6 +59,18 @@ bool guest_memfd_launch_range(hwaddr gpa, hwaddr size, const char *type,
                               bool written, bool measured, Error **errp);
 
 /**
+ * guest_memfd_launch_check_contents: is a range that has contents empty?
+ * @gpa, @size: bytes
+ * @type: see GuestMemfdLaunchRange
+ *
+ * For ranges that no guest can do with all zeros, before they are private.
+ * Returns: false with @errp set if every byte is 0, or as
+ * guest_memfd_launch_host().
+ */
+bool guest_memfd_launch_check_contents(hwaddr gpa, hwaddr size,
+                                       const char *type, Error **errp);
+
+/**
  * guest_memfd_launch_note: take down a range that is populated from elsewhere
  * @contents: @size bytes if they count, else NULL
  *

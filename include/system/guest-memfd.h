@@ -132,6 +132,15 @@ bool guest_memfd_ram_is_separate(const RAMBlock *rb);
 bool guest_memfd_starts_private(MemoryRegion *mr);
 
 /**
+ * guest_memfd_patches_kernel: may QEMU write into the setup header of -kernel?
+ *
+ * Firmware of a guest that is private when it starts takes a kernel as it is
+ * in its file, whose hash may be known to it.  Other firmware expects the
+ * addresses of command line and initrd there.
+ */
+bool guest_memfd_patches_kernel(const MachineState *machine);
+
+/**
  * guest_memfd_is_required: can RAM of @machine's guest be private?
  *
  * Firmware can only if machine_require_guest_memfd() says so, too.

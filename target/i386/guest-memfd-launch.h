@@ -44,11 +44,13 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update);
 
 /**
  * guest_memfd_snp_launch_result: what KVM_SEV_SNP_LAUNCH_UPDATE has come to
- * @ret: its answer
+ * @ret: its answer, 0 or -errno
+ * @fw_error: the firmware's answer, 0 if it gave none
  *
- * Returns: -EAGAIN if it is to be called again; 0 or -errno.
+ * Returns: -EAGAIN if it is to be called again, which an error that lasts gets
+ * a few times only; else 0 or -errno.
  */
-int guest_memfd_snp_launch_result(int ret);
+int guest_memfd_snp_launch_result(int ret, int fw_error);
 
 /**
  * guest_memfd_snp_cpuid_page: where the firmware has corrected the CPUID page

@@ -7,6 +7,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include <linux/psp-sev.h>
+#include "hw/i386/x86.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
 #include "qemu/memalign.h"
@@ -15,6 +17,9 @@
 #include "gmem/target/i386/guest-memfd-launch.h"
 
 #define SNP_PAGE_SIZE (4 * KiB)
+
+/* Answers of EIO in a row that end a launch; see the use. */
+#define SNP_EIO_TRIES 10
 
 typedef struct SnpPageInfo {
     uint8_t digest[GUEST_MEMFD_DIGEST];     /* so far */
@@ -74,6 +79,15 @@ static void measure(uint8_t type, hwaddr gpa, hwaddr size,
     }
 }
 
+/*
+ * Normal pages are the firmware and the hashes of a kernel.  But an IGVM file
+ * has measured pages without contents, too.
+ */
+static bool has_igvm(void)
+{
+    return X86_MACHINE(current_machine)->igvm;
+}
+
 void guest_memfd_snp_launch_check(hwaddr gpa, hwaddr size)
 {
     if (guest_memfd_in_place()) {
@@ -108,6 +122,11 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     }
 
     host = guest_memfd_launch_host(gpa, size, &error_fatal);
+    if (update->type == KVM_SEV_SNP_PAGE_TYPE_NORMAL && !has_igvm() &&
+        !guest_memfd_launch_check_contents(gpa, size, type, &err)) {
+        guest_memfd_launch_failed(err);
+        return -EIO;
+    }
     measure(update->type, gpa, size, measured ? host : NULL);
     update->uaddr = 0;
     if (update->type == KVM_SEV_SNP_PAGE_TYPE_CPUID) {
@@ -127,10 +146,22 @@ int guest_memfd_snp_launch_range(struct kvm_sev_snp_launch_update *update)
     return 0;
 }
 
-int guest_memfd_snp_launch_result(int ret)
+int guest_memfd_snp_launch_result(int ret, int fw_error)
 {
-    /* A signal ends the call in between, and it says how far it has come. */
-    return guest_memfd_in_place() && ret == -EINTR ? -EAGAIN : ret;
+    static unsigned tries;
+
+    /*
+     * A signal ends the call between two pages, and the call says how far it
+     * came.  If that is the first page, KVM answers EIO, as it does for every
+     * failure there.  The signal is handled by now, so the next call gets
+     * past it; a failure that lasts does not.  The firmware gives a reason
+     * when it is the one that refuses.
+     */
+    if (ret == -EIO && fw_error == SEV_RET_SUCCESS && ++tries < SNP_EIO_TRIES) {
+        return -EAGAIN;
+    }
+    tries = 0;
+    return ret == -EINTR ? -EAGAIN : ret;
 }
 
 void *guest_memfd_snp_cpuid_page(void *hva)

@@ -144,6 +144,16 @@ static void measure(hwaddr gpa, hwaddr size, const uint8_t *contents)
     }
 }
 
+/*
+ * A volume with code has a header, and QEMU writes the HOB.  Temporary memory
+ * is zeros, and a configuration volume is as its vendor has left it.
+ */
+static bool needs_contents(const TdxFirmwareEntry *entry)
+{
+    return entry->type == TDVF_SECTION_TYPE_BFV ||
+           entry->type == TDVF_SECTION_TYPE_TD_HOB;
+}
+
 bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
                                   struct kvm_tdx_init_mem_region *region)
 {
@@ -163,6 +173,12 @@ bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
     }
     /* A range that cannot be launched may not be readable either. */
     guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
+    if (needs_contents(entry) &&
+        !guest_memfd_launch_check_contents(entry->address, entry->size, name,
+                                           &err)) {
+        guest_memfd_launch_failed(err);
+        return false;
+    }
     measure(entry->address, entry->size, contents);
     if (!guest_memfd_launch_range(entry->address, entry->size, name, true,
                                   measured, &err)) {

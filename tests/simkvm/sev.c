@@ -374,7 +374,11 @@ static int launch_update(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
                     page_type_name(args.type),
                     update.source ? "true" : "false", cmd->error, hex);
     if (!pages) {
-        return -EIO;                    /* whatever it was */
+        /* Whatever it was.  A reason is there if the firmware has refused. */
+        if (ret == -EIO && !cmd->error) {
+            cmd->error = SEV_RET_INVALID_PAGE_STATE;
+        }
+        return -EIO;
     }
     return sim_copy_to_user(data, &args, sizeof(args));
 }

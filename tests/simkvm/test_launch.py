@@ -5,6 +5,7 @@ The emulator is QEMU's own here, and memory separate: what it does on the
 kernels of today.  The model measures what the emulator gives it, and
 gmemlab.measure the firmware's file.
 """
+import errno
 import os
 import struct
 import subprocess
@@ -105,13 +106,14 @@ class LaunchTest(SimTest):
              for r, digest in wanted.steps()])
         return ranges, wanted.ranges
 
-    def check_refused(self, call, reason, **kwargs):
+    def check_refused(self, call, reason, plan='errno=EIO', **kwargs):
         """A call fails; so the emulator ends, and the guest never runs."""
         with self.subTest(call=call):
-            sim = self.launch(f'generation g1\nfault {call} errno=EIO',
+            sim = self.launch(f'generation g1\nfault {call} {plan}',
                               status=1, **kwargs)
             self.assertRegex(sim.get_log(), reason)
             self.assertEqual(sim.report['exits'], 0)
+        return sim
 
 
 class SnpLaunchTest(LaunchTest):
@@ -217,7 +219,6 @@ class Snp(SnpLaunchTest):
         for call, reason in (
                 ('SEV_INIT2', 'failed to initialize'),
                 ('SNP_LAUNCH_START', 'SNP_LAUNCH_START'),
-                ('SNP_LAUNCH_UPDATE', 'SNP_LAUNCH_UPDATE ret=-5'),
                 ('SNP_LAUNCH_UPDATE_PAGE', 'SNP_LAUNCH_UPDATE ret=-5'),
                 ('SNP_LAUNCH_FINISH', 'SNP_LAUNCH_FINISH ret=-5'),
                 ('SNP_CPUID_REJECT', 'CPUID validation failed'),
@@ -234,6 +235,31 @@ class Snp(SnpLaunchTest):
             [(call['pages'], call['left']) for call in
              sim.model.log('SNP_LAUNCH_UPDATE')][:3],
             [(4, 12), (3, 9), (9, 0)])
+
+    def test_a_signal_at_the_first_page_of_a_range_is_no_failure(self):
+        # The first page of the launch, and of its second range.
+        for first in 1, 17:
+            with self.subTest(first=first):
+                sim, _ = self.check(f'''
+                    generation g1
+                    fault SNP_LAUNCH_UPDATE_PAGE errno=EINTR at={first} times=2
+                ''')
+                answers = [call['ret'] for call in
+                           sim.model.log('SNP_LAUNCH_UPDATE')]
+                self.assertEqual(answers.count(-errno.EIO), 2)
+
+    def test_an_error_that_lasts_ends_the_launch(self):
+        for call in 'SNP_LAUNCH_UPDATE', 'SNP_LAUNCH_UPDATE_PAGE':
+            error = 'EIO' if call == 'SNP_LAUNCH_UPDATE' else 'ENOMEM'
+            sim = self.check_refused(call, 'SNP_LAUNCH_UPDATE ret=-5 '
+                                     'fw_error=0', f'errno={error} '
+                                     'times=forever')
+            self.assertEqual(sim.report['calls']['SNP_LAUNCH_UPDATE'], 10)
+
+    def test_what_the_firmware_refuses_is_not_tried_again(self):
+        sim = self.check_refused('SNP_LAUNCH_UPDATE_PAGE',
+                                 'SNP_LAUNCH_UPDATE ret=-5 fw_error=[1-9]')
+        self.assertEqual(sim.report['calls']['SNP_LAUNCH_UPDATE'], 1)
 
 
 class Tdx(TdxLaunchTest):

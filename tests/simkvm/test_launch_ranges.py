@@ -219,6 +219,30 @@ class Tdx(InPlace):
                     'section bfv, 0x10000 bytes at offset .* is not in its '
                     'image of 0x10000 bytes', generation)
 
+    def empty_page(self):
+        """Offset of a page of zeros in the image."""
+        with open(self.firmware([self.CODE, self.HOB]), 'rb') as f:
+            image = f.read()
+        return next(at for at in range(0, len(image), PAGE)
+                    if not any(image[at:at + PAGE]))
+
+    def test_a_section_of_zeros(self):
+        offset = self.empty_page()
+        for prealloc in 'off', 'on':
+            backend = 'memory-backend-ram,prealloc=' + prealloc
+            sim = self.launch('generation g2', status=1, backend=backend,
+                              path=self.firmware([
+                                  (offset, PAGE, 0x800000, PAGE, BFV,
+                                   MEASURED), self.CODE, self.HOB]))
+            self.assertRegex(sim.get_log(), r'0x1000 bytes at gpa 0x800000 '
+                             r'\(bfv\): all of them are zeros')
+            self.assertEqual(sim.report['exits'], 0)
+            # A vendor may leave this empty, and temporary memory is.
+            self.check_sections([
+                (offset, PAGE, 0x800000, PAGE, CFV, MEASURED), self.CODE,
+                self.HOB, (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],
+                backend=backend)
+
     def test_memory_that_is_the_image(self):
         for section in ((0, PAGE, 0xffff1000, PAGE, CFV, MEASURED),
                         (0, 0, 0xffff1000, PAGE, TEMP_MEM, 0)):

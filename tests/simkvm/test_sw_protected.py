@@ -2,6 +2,8 @@
 """Software-protected guests: separate memory (G0), and in place (G2)."""
 import errno
 import os
+import re
+import struct
 
 from gmemlab.machine import GUEST_MEMFD, MEMFD
 from simtest import SimTest
@@ -14,6 +16,12 @@ RESET = 'out 0xcf9 1 6'
 END = 'out 0xf4 4 1'
 ENDED = 3
 RESETS = 100
+
+
+# Of fw_cfg, and of the setup header (boot protocol of Linux, 2.02).
+CMDLINE_DATA, SETUP_DATA = 0x15, 0x18
+INITRD_ADDR, INITRD_SIZE, INITRD_DATA = 0x0a, 0x0b, 0x12
+RAMDISK, CMDLINE, HEADER = 0x218, 0x228, 0x230
 
 
 class SwpTest(SimTest):
@@ -151,6 +159,52 @@ class BothWays:
         self.assertLess(sim.report['calls']['KVM_CREATE_GUEST_MEMFD'], 8)
         # Firmware, video memory and what the guest has written.
         self.assertLess(sim.report['peak']['total'], 64 << 20)
+
+    def files(self):
+        """Arguments for a bzImage, a command line and an initrd."""
+        # One sector of setup, protocol 2.11.
+        kernel = bytearray(b'A' * 1024 + b'the kernel' * 1000)
+        struct.pack_into('<B', kernel, 0x1f1, 1)
+        struct.pack_into('<4sH', kernel, 0x202, b'HdrS', 0x20b)
+        struct.pack_into('<I', kernel, 0x22c, 0x7fffffff)
+        args = ['-append', 'console=ttyS0']
+        for option, data in ('-kernel', kernel), ('-initrd', b'the initrd'):
+            path = os.path.join(self.dir, option)
+            with open(path, 'wb') as f:
+                f.write(data)
+            args += [option, path]
+        return args
+
+    def fw_cfg(self, sim, key, size):
+        """Bytes that the firmware finds there."""
+        def hmp(line):
+            return sim.cmd('human-monitor-command', command_line=line)
+
+        hmp(f'o /h 0x510 {key:#x}')
+        return bytes(int(re.search('= *(0x[0-9a-f]+)', hmp('i /b 0x511'))[1],
+                         16) for _ in range(size))
+
+    def check_kernel(self, **kwargs):
+        """Firmware boots it; returns the setup header."""
+        sim = self.start(f'generation {self.GENERATION}\nvcpu 0\nhalt\n',
+                         backend=None, args=['-bios', self.image,
+                                             *self.files()], **kwargs)
+        setup = self.fw_cfg(sim, SETUP_DATA, HEADER)
+        for key, value in (CMDLINE_DATA, b'console=ttyS0\0'), (
+                INITRD_DATA, b'the initrd'):
+            self.assertEqual(self.fw_cfg(sim, key, len(value)), value)
+        self.assertEqual(setup[RAMDISK:RAMDISK + 8],
+                         self.fw_cfg(sim, INITRD_ADDR, 4) +
+                         self.fw_cfg(sim, INITRD_SIZE, 4))
+        self.assertTrue(any(setup[CMDLINE:CMDLINE + 4]))
+        return setup
+
+    def test_a_kernel_finds_command_line_and_initrd(self):
+        wanted = self.check_kernel()
+        for state in 'shared', 'private':
+            with self.subTest(state=state):
+                self.assertEqual(wanted, self.check_kernel(
+                    confidential='sw-protected-guest,initial-state=' + state))
 
     def test_four_vcpus(self):
         self.run_guest('''

@@ -282,6 +282,26 @@ static void test_unwritten(void)
     can_tell = true;
 }
 
+/* With preallocation every page is there, whether it was written or not. */
+static void test_empty(void)
+{
+    const GuestMemfdLaunchRange *last = NULL;
+    unsigned n = launched(&last), before = conversions;
+    Error *err = NULL;
+
+    written[11] = written[12] = true;
+    g_assert_false(guest_memfd_launch_check_contents(
+        GPA + 11 * PAGE, 2 * PAGE, "normal", &err));
+    g_assert_nonnull(strstr(error_get_pretty(err),
+                            "0x2000 bytes at gpa 0x10b000 (normal): all"));
+    error_free(err);
+    memory[13 * PAGE - 1] = 1;
+    g_assert_true(guest_memfd_launch_check_contents(
+        GPA + 11 * PAGE, 2 * PAGE, "normal", &error_abort));
+    g_assert_cmpuint(launched(&last), ==, n);
+    g_assert_cmpuint(conversions, ==, before);
+}
+
 static void test_conversion_fails(void)
 {
     write_pages(10, 1);
@@ -339,6 +359,7 @@ int main(int argc, char **argv)
     g_test_add_func("/guest-memfd/launch/ranges", test_ranges);
     g_test_add_func("/guest-memfd/launch/no-page-twice", test_no_page_twice);
     g_test_add_func("/guest-memfd/launch/unwritten", test_unwritten);
+    g_test_add_func("/guest-memfd/launch/empty", test_empty);
     g_test_add_func("/guest-memfd/launch/conversion-fails",
                     test_conversion_fails);
     g_test_add_func("/guest-memfd/launch/finish", test_finish);
