@@ -155,6 +155,8 @@ class SwProtected(SimTest):
         counters = next(b['counters'] for b in sim.cmd('query-guest-memfd')
                         ['blocks'] if b['counters']['busy'])
         self.assertEqual(counters['busy-offset'], 0x1005000)
+        event = sim.event_wait('GUEST_MEMFD_PAGE_PINNED')['data']
+        self.assertEqual(event, {'id': 'pc.ram', 'offset': 0x1005000})
         self.quit(sim)
         warnings = sim.get_log().count(
             "'pc.ram': the page at offset 0x1005000 cannot become private")
