@@ -27,9 +27,11 @@ struct RamDiscardSource;
  * @gpa: guest physical address, in bytes
  * @size: bytes
  * @offset: of the slot's first byte in the file
- * @host: where that byte is mapped
- * @bound: the guest's faults are served from the file; else from @host
+ * @bound: the guest's faults are served from the file; else from its mapping
  * @reason: why not, if not @bound
+ *
+ * QEMU's KVMSlot has the first members, too, but in an array that grows, and so
+ * moves, and with flags that have changed already when KVM is to be told.
  */
 typedef struct GuestMemfdSlot {
     unsigned as_id;
@@ -38,7 +40,6 @@ typedef struct GuestMemfdSlot {
     uint64_t gpa;
     uint64_t size;
     uint64_t offset;
-    void *host;
     bool bound;
     GuestMemfdPlainReason reason;
     QTAILQ_ENTRY(GuestMemfdSlot) next;

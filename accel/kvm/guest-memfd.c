@@ -215,7 +215,7 @@ static int set_region(const GuestMemfd *gmem, const GuestMemfdSlot *s,
         .slot = s->slot | s->as_id << 16,
         .guest_phys_addr = s->gpa,
         .memory_size = size,
-        .userspace_addr = (uintptr_t)s->host,
+        .userspace_addr = (uintptr_t)gmem->host + s->offset,
     };
     int ret;
 
@@ -343,7 +343,6 @@ static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,
     s->gpa = slot->start_addr;
     s->size = slot->memory_size;
     s->offset = (uint8_t *)slot->ram - gmem->rb->host;
-    s->host = slot->ram;
 
     ret = create_slot(gmem, s);
     if (ret) {
