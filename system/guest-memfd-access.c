@@ -564,7 +564,7 @@ bool guest_memfd_on_sigbus(int code, void *addr)
 static void machine_done(Notifier *n, void *data)
 {
     static const char *const names[] = {
-        "guest-memfd-zeros", "guest-memfd-sink"
+        "guest-memfd-dummy-read", "guest-memfd-dummy-write"
     };
     int i;
 

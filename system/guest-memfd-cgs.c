@@ -257,7 +257,7 @@ bool guest_memfd_ram_block_init(RAMBlock *rb, Error **errp)
         goto close;
     }
     /*
-     * The block has its file twice, once for those who share RAM with other
+     * The block has its file twice, once for code that shares RAM with other
      * processes and once for KVM; each is closed with the block.
      */
     rb->fd = qemu_dup(fd);

@@ -297,7 +297,7 @@ static void chunk_count(const Chunk *c)
 
 /*
  * Is the page that was busy one that was private already?  Then the span as a
- * whole may be busy for ever, because somebody has a right to hold that page.
+ * whole may be busy for ever, because the platform may hold that page.
  */
 static bool busy_is_no_change(const Chunk *c, uint64_t busy)
 {

@@ -31,7 +31,7 @@ struct RamDiscardSource;
  * @reason: why not, if not @bound
  *
  * QEMU's KVMSlot has the first members, too, but in an array that grows, and so
- * moves, and with flags that have changed already when KVM is to be told.
+ * moves, and with flags that have changed already when KVM has to change the slot.
  */
 typedef struct GuestMemfdSlot {
     unsigned as_id;
@@ -175,7 +175,7 @@ bool guest_memfd_allocated(const GuestMemfd *gmem, uint64_t offset,
  */
 void guest_memfd_state_init(GuestMemfd *gmem, bool can_be_private);
 
-/** guest_memfd_state_destroy: nobody converts pages of it any more. */
+/** guest_memfd_state_destroy: no page of it is converted any more. */
 void guest_memfd_state_destroy(GuestMemfd *gmem);
 
 /**

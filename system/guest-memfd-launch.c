@@ -200,7 +200,7 @@ bool guest_memfd_launch_check_contents(hwaddr gpa, hwaddr size,
 }
 
 /*
- * The kernel would populate, and measure, a page that nobody has written: a
+ * The kernel would populate, and measure, a page that was never written: a
  * page of zeros that does not exist yet.  With preallocation each page exists,
  * so this finds nothing; guest_memfd_launch_check_contents() finds ranges that
  * are empty as a whole.  Single pages of a range may well be zeros.
@@ -213,7 +213,7 @@ static bool check_written(const LaunchTarget *range, hwaddr gpa,
     if (guest_memfd_allocated(range->gmem, range->offset, range->size,
                               &bytes) && bytes < range->size) {
         error_setg(errp, "Cannot launch 0x%" PRIx64 " bytes at gpa 0x%"
-                   HWADDR_PRIx ": nobody has written 0x%" PRIx64 " of them",
+                   HWADDR_PRIx ": 0x%" PRIx64 " of them were never written",
                    range->size, gpa, range->size - bytes);
         return false;
     }

@@ -19,7 +19,7 @@
  * GuestMemfdLaunchRange: what a launch gave to the platform
  * @gpa, @size: bytes
  * @type: the platform's name for this kind of page.  Static.
- * @measured: does the contents count?
+ * @measured: do the contents count?
  * @digest: SHA-384 of the contents, if @measured
  */
 typedef struct GuestMemfdLaunchRange {
@@ -49,8 +49,8 @@ void *guest_memfd_launch_host(hwaddr gpa, hwaddr size, Error **errp);
  * guest_memfd_launch_range: make a range private, to be populated in place
  * @gpa, @size: bytes
  * @type: see GuestMemfdLaunchRange
- * @written: the contents matters, so somebody must have written it
- * @measured: the contents counts
+ * @written: the contents matter, so every page must have been written
+ * @measured: the contents count
  *
  * Its contents is taken down before it cannot be seen any more.
  * Returns: false with @errp set, and with the range as it was.

@@ -5,13 +5,13 @@
  * and creates another (AccelClass::rebuild_guest).  A guest_memfd belongs to
  * one VM, so each block gets a new file, which is mapped in the place of the
  * old one.  What others know of the block stays: its address, its policy and
- * settings.  What they know of its pages does not: nothing is private or
- * covered any more, nobody has anything mapped, and the launch begins anew.
+ * settings.  What they know of its pages does not: no page is private or
+ * covered any more, no device has mapped any, and the launch starts again.
  *
  * RAM of a confidential guest starts with zeros.  RAM of other guests keeps
  * its contents, as RAM of other kinds does, so it is copied.
  *
- * No vCPU runs meanwhile, so nobody converts.  Devices of the old guest are
+ * No vCPU runs meanwhile, so no page is converted.  Devices of the old guest are
  * reset only when the new VM is there.  So they are stopped first, as those of
  * a VM that is stopped: what they have in flight must not end up in memory
  * that the new guest is launched from, and if no new VM can be made, they must
@@ -58,7 +58,7 @@
 #define COPY_BYTES (2 * MiB)
 
 /*
- * How often a new VM was made; and of the last one:
+ * How often a new VM was created; and of the last one:
  * @rebuilding: the reset is not over
  * @devices_stopped: until it is
  * @failed: something has failed, so the guest must not run
@@ -124,9 +124,9 @@ static void no_work(CPUState *cpu, run_on_cpu_data data)
 }
 
 /*
- * Who has paused the vCPUs has sent them signals, whose handler uses what is
- * unmapped when they are made anew.  QEMU waits for the threads when it asks
- * vCPUs for their state, but it does not ask those of such guests.
+ * The vCPUs were paused by signals, and the signals' handler uses what is
+ * unmapped when vCPUs are created again.  QEMU waits for the threads when it
+ * asks vCPUs for their state, but it does not ask those of such guests.
  */
 static void wait_for_vcpu_threads(void)
 {
@@ -144,7 +144,7 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms)
 
     if (vcpus_lost) {
         error_report("the guest cannot be reset any more, because a reset has "
-                     "failed when its vCPUs were made anew; quit QEMU");
+                     "failed when its vCPUs were created again; quit QEMU");
         return -EIO;
     }
     devices_stopped = runstate_is_running();
@@ -251,7 +251,7 @@ static bool policy_set(const GuestMemfd *gmem, Error **errp)
         mode = MPOL_PREFERRED_MANY;
     }
 #endif
-    /* The kernel does not look at the last bit of as many as it is told. */
+    /* The kernel ignores the last of so many bits. */
     if (mbind(gmem->host, gmem->size, mode, backend->host_nodes,
               find_last_bit(backend->host_nodes, MAX_NODES) + 2, 0)) {
         error_setg_errno(errp, errno, "cannot bind it to its NUMA nodes");
@@ -349,7 +349,7 @@ static bool rebind_block(GuestMemfd *gmem, Error **errp)
     const char *name = memory_region_name(gmem->rb->mr);
     uint64_t old_inode = gmem->inode;
 
-    /* Memory that can be private is mapped by those only who unmap it. */
+    /* Memory that can be private is mapped by discard listeners only. */
     if (!guest_memfd_can_be_private(gmem) && ram_block_discard_is_disabled()) {
         error_setg(errp, "memory '%s' cannot become that of a new VM, because "
                    "a device pins all of it; remove the device, or "

@@ -23,7 +23,7 @@ int guest_memfd_rebuild(int (*rebuild)(MachineState *ms), MachineState *ms);
 /**
  * guest_memfd_rebind: give RAM to the VM that was just created
  *
- * Returns: 0; or -errno, and somebody was told why.
+ * Returns: 0; or -errno, and the reason was reported.
  */
 int guest_memfd_rebind(void);
 
@@ -47,7 +47,7 @@ bool guest_memfd_rebuild_failed(void);
 int guest_memfd_rebuild_notify(int (*notify)(Error **errp), Error **errp);
 
 /**
- * guest_memfd_rebuild_vcpus: make vCPUs anew
+ * guest_memfd_rebuild_vcpus: create the vCPUs in the new VM
  * @rebind: how
  *
  * QEMU frees a vCPU twice if that fails and is tried again, so it is not.

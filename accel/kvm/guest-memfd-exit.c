@@ -3,7 +3,7 @@
  *
  * Hypercalls.  A guest asks for pages to be shared or private
  * (KVM_HC_MAP_GPA_RANGE).  It is answered with 0, EINVAL or EAGAIN, because
- * KVM takes nothing else; whatever it asks, the VM goes on.  After an error a
+ * KVM takes nothing else; whatever it asks, the VM runs on.  After an error a
  * part of the range, from its start on, may have been converted.
  *
  * Retry policy.  A page that is busy is tried for a while.  TDX guests then ask

@@ -1,11 +1,11 @@
 /*
  * KVM guest_memfd: what the host can do, files, memslots
  *
- * Only this file talks to the kernel about guest_memfd.
+ * Only this file makes system calls of KVM's guest_memfd.
  *
  * Replacing a slot.  A bound slot is immutable, and the memory listener may
  * turn dirty logging on and off while vCPUs run (migration, dirty rate, a
- * display), so such a slot is deleted and created anew.  In between KVM has
+ * display), so such a slot is deleted and created again.  In between KVM has
  * no memory there: a vCPU's data access would leave as KVM_EXIT_MMIO, which
  * QEMU would still carry out on its own view of RAM, but not atomically; an
  * instruction fetch or a page walk could not be carried out at all and would
@@ -16,7 +16,7 @@
  * slots that overlap change.  A vCPU that was kicked out has completed its
  * instruction or will redo it, so it sees the old slot or the new one.
  *
- * Nobody else needs a slot meanwhile: device models, vhost and assigned
+ * Nothing else needs a slot meanwhile: device models, vhost and assigned
  * devices use the mapping, which stays; KVM's other accesses to guest memory
  * (clock, steal time, asynchronous page faults) are made in KVM_RUN.  The
  * contents stay in the file, which the slots only refer to.
@@ -24,7 +24,7 @@
  * Dirty pages are not lost either.  When logging starts, its user takes
  * every page for dirty first and asks for the log afterwards; pages that are
  * written before the new slot exists are among these.  When logging ends,
- * nobody is interested in the log any more.
+ * the log is not needed any more.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -261,7 +261,7 @@ static int create_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 }
 
 /*
- * Create @s anew, with its present flags, while vCPUs may be running: see the
+ * Create @s again, with its present flags, while vCPUs may be running: see the
  * top of this file.  On error the slot is as it was, with @old_flags.
  */
 static int replace_slot(GuestMemfd *gmem, GuestMemfdSlot *s,
@@ -321,8 +321,8 @@ static void insert_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 
 /*
  * What QEMU asks of a slot, as far as it can be had.  A slot that logs is
- * plain, and a plain slot does not serve private pages.  Nobody needs the log
- * of memory that can be private: it cannot be migrated.
+ * plain, and a plain slot does not serve private pages.  The log of
+ * memory that can be private is not needed: it cannot be migrated.
  */
 static uint32_t slot_flags(const GuestMemfd *gmem, const KVMSlot *slot)
 {
@@ -371,7 +371,7 @@ static int delete_slot(GuestMemfd *gmem, GuestMemfdSlot *s)
 
 /*
  * The flags of a slot change.  Only log_start and log_stop come here, outside
- * a memory transaction: vCPUs run, and nobody inhibits them yet.
+ * a memory transaction: vCPUs run, and are not inhibited yet.
  */
 static int update_slot(GuestMemfd *gmem, GuestMemfdSlot *s, uint32_t flags)
 {
@@ -422,7 +422,7 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
     if (new) {
         *ret = add_slot(gmem, kml, slot);
     } else {
-        /* There is none if a VM could not be made anew. */
+        /* There is none if a new VM could not be created. */
         s = find_slot(gmem, kml, slot);
         *ret = !s ? 0
              : slot->memory_size
@@ -433,7 +433,7 @@ bool kvm_guest_memfd_set_region(KVMMemoryListener *kml, KVMSlot *slot,
     if (*ret == 0) {
         slot->old_flags = slot->flags;
     } else if (guest_memfd_can_be_private(gmem)) {
-        /* It is told; our caller would abort, as if this were a bug. */
+        /* It was reported; our caller would abort, as if this were a bug. */
         exit(1);
     }
     return true;

@@ -106,7 +106,7 @@ void kvm_guest_memfd_commit(struct KVMMemoryListener *kml);
 bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret);
 
 /**
- * kvm_guest_memfd_resume: go on with a hypercall that was interrupted
+ * kvm_guest_memfd_resume: continue a hypercall that was interrupted
  *
  * Before @cpu enters KVM.
  * Returns: false; or true if it was interrupted again, or is given up, with
@@ -118,7 +118,7 @@ bool kvm_guest_memfd_resume(CPUState *cpu, struct kvm_run *run, int *ret);
  * kvm_guest_memfd_memory_fault: serve a KVM_EXIT_MEMORY_FAULT
  *
  * Returns: what to do with the vCPU; 0: run it; less: it cannot go on, and
- * somebody was told why.
+ * the reason was reported.
  */
 int kvm_guest_memfd_memory_fault(CPUState *cpu, struct kvm_run *run);
 
@@ -131,7 +131,7 @@ bool kvm_guest_memfd_retry(CPUState *cpu, struct kvm_run *run, int error);
 /**
  * kvm_guest_memfd_is_mmio: is a KVM_EXIT_MMIO one?
  *
- * Returns: false if it is about private memory; somebody was told.
+ * Returns: false if it is about private memory, which was reported.
  */
 bool kvm_guest_memfd_is_mmio(struct kvm_run *run);
 

@@ -14,7 +14,7 @@ struct MemoryRegion;
 /**
  * guest_memfd_some_hidden: are there blocks whose pages can be private?
  *
- * Set for good when the first one is made, before the guest runs.
+ * Set when the first one is made, before the guest runs, and never cleared.
  */
 extern bool guest_memfd_some_hidden;
 
@@ -24,7 +24,7 @@ extern bool guest_memfd_some_hidden;
  * @is_write: it will be written to
  *
  * Not if pages of @mr can be private: then each access is translated, and so
- * checked, anew.  Needs no lock.
+ * checked.  Needs no lock.
  */
 bool guest_memfd_cache_is_direct(struct MemoryRegion *mr, bool is_write);
 
@@ -40,8 +40,8 @@ struct MemoryRegion *guest_memfd_shown(struct MemoryRegion *mr,
  *       hidden and others would mix
  *
  * A page is hidden while it is private, or about to be.
- * Needs no lock.  Returns: @mr; or a region that answers accesses as if there
- * were nothing, and cannot be mapped.
+ * Needs no lock.  Returns: @mr; or a region that answers accesses with an
+ * error, and cannot be mapped.
  */
 static inline struct MemoryRegion *
 guest_memfd_translated(struct MemoryRegion *mr, uint64_t offset, uint64_t *len)
@@ -67,11 +67,11 @@ struct MemoryRegion *guest_memfd_mapped(struct MemoryRegion *mr,
 bool guest_memfd_is_hidden_region(const struct MemoryRegion *mr);
 
 /**
- * guest_memfd_map_shared: address_space_map() for an address that is told to
- * another process
+ * guest_memfd_map_shared: address_space_map() for an address that another
+ * process gets
  * @as, @addr, @len, @is_write: as there
  *
- * vhost's back ends get the address for good, so it has to be memory of the
+ * vhost's back ends keep the address, so it has to be memory of the
  * guest.  To be unmapped as usual.
  * Returns: NULL if it is not, with *@len 0.
  */

@@ -14,9 +14,9 @@
 #include "qobject/qdict.h"
 
 /**
- * guest_memfd_event_pinned: pages wait for one that somebody holds
+ * guest_memfd_event_pinned: a conversion waits for a page that is pinned
  * @id: name of the block's memory region; copied
- * @offset: of the page that is held, in bytes of the block
+ * @offset: of that page, in bytes of the block
  *
  * This and guest_memfd_event_touched() can be called by any thread, with the
  * BQL or without.  They take mutexes and allocate memory, so not by a signal
@@ -32,12 +32,12 @@ void guest_memfd_event_pinned(const char *id, uint64_t offset);
  * @touched: private pages that were touched so far
  * @denied: accesses that were refused so far
  *
- * See guest_memfd_event_pinned() for who can call it.
+ * Can be called as guest_memfd_event_pinned() can.
  */
 void guest_memfd_event_touched(const char *id, uint64_t offset,
                                uint64_t touched, uint64_t denied);
 
-/* The monitor's: events of ours are told apart by their block. */
+/* For the monitor, which limits the rate of our events for each block */
 static inline bool guest_memfd_event_is_ours(unsigned event)
 {
     return event == QAPI_EVENT_GUEST_MEMFD_PAGE_PINNED ||

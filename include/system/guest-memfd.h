@@ -35,11 +35,11 @@ bool guest_memfd_init_ram(MemoryRegion *mr, Object *owner, const char *name,
                           uint64_t size, uint32_t ram_flags, Error **errp);
 
 /**
- * guest_memfd_ram_file: the file to give to others who map a block by file
+ * guest_memfd_ram_file: the file for a device that maps a block by file
  * @rb: the block, or NULL
  *
- * Returns: -1 if it has none, or if that is a guest_memfd: the kernel maps
- * those for nobody but KVM and QEMU.
+ * Returns: -1 if it has none, or if that is a guest_memfd, which only KVM and
+ * mmap() can map.
  */
 int guest_memfd_ram_file(RAMBlock *rb);
 

@@ -24,7 +24,7 @@ struct TdxGuest;
 /**
  * guest_memfd_check_firmware: can the firmware of @ms be loaded again?
  *
- * Returns: 0; or -errno, and somebody was told why.
+ * Returns: 0; or -errno, and the reason was reported.
  */
 int guest_memfd_check_firmware(MachineState *ms);
 

@@ -162,7 +162,7 @@ static int convert_separate(bool to_private)
 }
 
 /*
- * Nobody can be told of a failure.  The guest must not run in a state that
+ * A reset has no way to fail.  The guest must not run in a state that
  * it was not promised, so this is the end.
  */
 static void set_all_ram(SwProtectedState state)

@@ -200,7 +200,7 @@ bool guest_memfd_tdx_launch_finish(RAMBlock *image)
         return false;
     }
     if (!guest_memfd_in_place()) {
-        /* It was copied; nobody needs it any more. */
+        /* It was copied, and is not needed any more. */
         ram_block_discard_shared_range(image, 0, image->max_length);
     } else if (!guest_memfd_launch_finish(&err)) {
         guest_memfd_launch_failed(err);

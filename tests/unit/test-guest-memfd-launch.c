@@ -273,7 +273,7 @@ static void test_no_page_twice(void)
 static void test_unwritten(void)
 {
     write_pages(8, 1);
-    refuse_range(GPA + 8 * PAGE, 2 * PAGE, "nobody has written 0x1000");
+    refuse_range(GPA + 8 * PAGE, 2 * PAGE, "0x1000 of them were never written");
     g_assert_nonnull(guest_memfd_launch_host(GPA + 8 * PAGE, 2 * PAGE,
                                              &error_abort));
     can_tell = false;
