@@ -18,11 +18,13 @@
  * @listeners: @count of them; changes with the BQL held, and the count is
  *             looked at without
  * @lost: a populate was undone, so this listener does not have these pages
+ * @looked_at: if not NULL, called when @count has been looked at
  */
 typedef struct TestManager {
     QLIST_HEAD(, RamDiscardListener) listeners;
     unsigned count;
     void (*lost)(RamDiscardListener *rdl, const MemoryRegionSection *section);
+    void (*looked_at)(void);
 } TestManager;
 
 static inline void test_manager_add(TestManager *m, RamDiscardListener *rdl)
@@ -101,7 +103,13 @@ TestManager *test_manager_of(const GuestMemfd *gmem);
 
 bool guest_memfd_has_listeners(const GuestMemfd *gmem)
 {
-    return qatomic_read(&test_manager_of(gmem)->count);
+    TestManager *m = test_manager_of(gmem);
+    bool any = qatomic_read(&m->count);
+
+    if (m->looked_at) {
+        m->looked_at();
+    }
+    return any;
 }
 
 int guest_memfd_notify_populate(GuestMemfd *gmem, uint64_t offset,

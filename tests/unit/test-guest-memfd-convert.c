@@ -1361,6 +1361,26 @@ static void test_first_listener_comes(void)
     }
 }
 
+/* There was no listener, so the BQL was not taken; and then there is one. */
+static void come_after_the_look(void)
+{
+    blocks[0].manager.looked_at = NULL;
+    bql_lock();
+    register_listener(&blocks[0].listeners[2]);
+    bql_unlock();
+}
+
+static void test_listener_comes_before_the_lock(void)
+{
+    setup();
+    unregister_all();
+    blocks[0].manager.looked_at = come_after_the_look;
+    g_assert_cmpint(convert(0, 5, 1, true), ==, 0);
+    expect("-0c:5+1 P0:5+1");
+    model(0, 5, 1, true);
+    teardown();
+}
+
 /* A listener that has come since the BQL was not needed: a new attempt */
 static void come_while_unlocked(void)
 {
@@ -2096,6 +2116,8 @@ static const struct {
     { "the BQL is held for a chunk, for listeners", test_bql },
     { "nobody listens: the BQL is not taken", test_nobody_listens },
     { "the first listener comes meanwhile", test_first_listener_comes },
+    { "the first listener comes before the lock",
+      test_listener_comes_before_the_lock },
     { "a listener comes between two requests", test_listener_goes_and_comes },
     { "before a launch is finished nobody is notified", test_launching },
     { "a reset hides pages, and shares all of them", test_hidden_until_reset },
