@@ -52,6 +52,9 @@
 #define HC_PAGE_SIZES 0xf
 #define HC_PRIVATE BIT(4)
 
+/* What a guest converts at once beyond that, it does not use at once. */
+#define PRE_FAULT_MAX (2 * MiB)
+
 /* How long to try for a page that is busy, in microseconds */
 #define RETRY_US (1 * 1000 * 1000)
 #define RETRY_FATAL_US (60 * 1000 * 1000)
@@ -152,15 +155,15 @@ static int request_convert(void)
 }
 
 /*
- * Have the guest's next touch of these pages cost no exit.  What fails here is
- * found out when they are touched.
+ * Have the guest's next touch of these pages cost no exit.  That allocates them,
+ * so not for large ranges.  What fails here is found out when they are touched.
  */
 static void pre_fault(CPUState *cpu, hwaddr gpa, hwaddr size)
 {
     struct kvm_pre_fault_memory range = { .gpa = gpa, .size = size };
 
-    while (kvm_pre_fault_memory_supported && range.size &&
-           !vcpu_is_wanted() &&
+    while (kvm_pre_fault_memory_supported && size <= PRE_FAULT_MAX &&
+           range.size && !vcpu_is_wanted() &&
            kvm_vcpu_ioctl(cpu, KVM_PRE_FAULT_MEMORY, &range) == 0) {
         /* It has moved on in the range. */
     }
