@@ -56,21 +56,28 @@ def files():
     return chosen.path, initramfs(chosen)
 
 
-def boot_args(append):
-    """Returns QEMU's arguments to boot it; @append as its init wants it."""
-    image_path, initrd = files()
-    return ['-kernel', image_path, '-initrd', initrd,
+def boot_args(append, image_path=None):
+    """Returns QEMU's arguments to boot it; @append as its init wants it.
+
+    @image_path: the kernel in another form; else as a bzImage
+    """
+    bzimage, initrd = files()
+    return ['-kernel', image_path or bzimage, '-initrd', initrd,
             '-append', f'{APPEND} {append}']
 
 
 class LinuxGuest(Machine):
-    """A Linux guest that takes commands on its console."""
+    """A Linux guest that takes commands on its console.
+
+    @image_path: see boot_args()
+    """
 
     def __init__(self, directory, name='guest', machine='q35', cpus=1,
-                 size='512M', backend=GUEST_MEMFD, accel='kvm', args=()):
+                 size='512M', backend=GUEST_MEMFD, accel='kvm',
+                 image_path=None, args=()):
         super().__init__(directory, name, machine, size, backend,
-                         [*boot_args('gmem.mode=command'), '-accel', accel,
-                          '-cpu', 'host', '-smp', str(cpus)])
+                         [*boot_args('gmem.mode=command', image_path),
+                          '-accel', accel, '-cpu', 'host', '-smp', str(cpus)])
         self._input = os.path.join(directory, name + '.input')
         self._keyboard = None
         self._commands = 0

@@ -6,6 +6,7 @@ import os
 import re
 import struct
 import subprocess
+import zlib
 
 from . import LabError, build_dir
 
@@ -37,6 +38,29 @@ def release_of(path):
         raise LabError(f'{path} is not a Linux bzImage for x86')
     at = struct.unpack_from('<H', head, 0x20e)[0] + 0x200
     return head[at:head.index(b'\0', at)].decode('latin-1').split()[0]
+
+
+def elf_of(path):
+    """The ELF file that a bzImage unpacks, as bytes.
+
+    Its compression has to be gzip or xz.
+    """
+    with open(path, 'rb') as image:
+        data = image.read()
+    # Behind the setup sectors, as the boot protocol has it from 2.08 on.
+    at = (data[0x1f1] or 4) * 512 + 512
+    at += struct.unpack_from('<I', data, 0x248)[0]
+    payload = data[at:at + struct.unpack_from('<I', data, 0x24c)[0]]
+    if payload.startswith(b'\x1f\x8b'):
+        elf = zlib.decompressobj(31).decompress(payload)
+    elif payload.startswith(b'\xfd7zXZ'):
+        elf = lzma.LZMADecompressor().decompress(payload)
+    else:
+        raise LabError(f'{path} is compressed by something else than gzip '
+                       'and xz')
+    if not elf.startswith(b'\x7fELF'):
+        raise LabError(f'there is no ELF file in {path}')
+    return elf
 
 
 def _read_module(path):

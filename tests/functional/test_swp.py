@@ -12,9 +12,12 @@ import unittest
 
 from baremetal import BaremetalTest
 from firmware import FirmwareTest, Guest
+from gmemlab import kernel
+from gmemlab.guest import LinuxGuest
 from gmemlab.machine import (GUEST_MEMFD, MEMFD, SW_PROTECTED, vm_types,
                              wait_for)
 from test_simkvm import KvmModeTest
+from testcase import GuestTest
 
 MIB = 1 << 20
 PAGE = 4096
@@ -320,6 +323,40 @@ class SeaBios(BaremetalTest):
     def test_a_kernel_runs(self):
         args = swp()
         self.start(cpus=2, **args).assert_works()
+
+
+class Linux(GuestTest):
+    """A stock kernel, which knows nothing of private memory.
+
+    It finds its command line and its initramfs, or it would not say that it
+    is ready.
+    """
+
+    setUpClass = SwpTest.setUpClass
+
+    def boot(self, machine='q35', cpus=1, **kwargs):
+        """A LinuxGuest that has booted."""
+        guest = self.launch(LinuxGuest(self.dir, cpus=cpus, size='256M',
+                                       **swp(machine=machine), **kwargs))
+        guest.wait_ready()
+        self.assertEqual(int(guest.report()['cpus']), cpus)
+        self.assertIn('gmem.mode=command', guest.run('cat /proc/cmdline'))
+        guest.start_memcheck(40, cpus)
+        return guest
+
+    def test_bzimage_on_q35(self):
+        guest = self.boot(cpus=2)
+        guest.cmd('system_reset')
+        guest.wait_ready(2)
+
+    def test_bzimage_on_pc(self):
+        self.boot('pc')
+
+    def test_vmlinux_by_pvh(self):
+        path = os.path.join(self.dir, 'vmlinux')
+        with open(path, 'wb') as f:
+            f.write(kernel.elf_of(kernel.chosen()))
+        self.boot(image_path=path)
 
 
 class Errors(SwpTest):
