@@ -352,9 +352,6 @@ class Linux(GuestTest):
     def test_bzimage_on_pc(self):
         self.boot('pc')
 
-    def test_bzimage_on_microvm(self):
-        self.boot('microvm')
-
     def test_vmlinux_by_pvh(self):
         path = os.path.join(self.dir, 'vmlinux')
         with open(path, 'wb') as f:
