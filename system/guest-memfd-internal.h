@@ -31,7 +31,7 @@ struct RamDiscardSource;
  * @reason: why not, if not @bound
  *
  * QEMU's KVMSlot has the first members, too, but in an array that grows, and so
- * moves, and with flags that have changed already when KVM has to change the slot.
+ * moves, and with flags that have changed before KVM has to change the slot.
  */
 typedef struct GuestMemfdSlot {
     unsigned as_id;

@@ -11,9 +11,9 @@
  * RAM of a confidential guest starts with zeros.  RAM of other guests keeps
  * its contents, as RAM of other kinds does, so it is copied.
  *
- * No vCPU runs meanwhile, so no page is converted.  Devices of the old guest are
- * reset only when the new VM is there.  So they are stopped first, as those of
- * a VM that is stopped: what they have in flight must not end up in memory
+ * No vCPU runs meanwhile, so no page is converted.  Devices of the old guest
+ * are reset only when the new VM is there.  So they are stopped first, as those
+ * of a VM that is stopped: what they have in flight must not end up in memory
  * that the new guest is launched from, and if no new VM can be made, they must
  * not ask the old one for its state any more.
  *

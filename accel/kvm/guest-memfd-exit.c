@@ -155,8 +155,9 @@ static int request_convert(void)
 }
 
 /*
- * Have the guest's next touch of these pages cost no exit.  That allocates them,
- * so not for large ranges.  What fails here is found out when they are touched.
+ * Have the guest's next touch of these pages cost no exit.  That allocates
+ * them, so not for large ranges.  What fails here fails again when they are
+ * touched.
  */
 static void pre_fault(CPUState *cpu, hwaddr gpa, hwaddr size)
 {

@@ -328,7 +328,8 @@ static uint32_t slot_flags(const GuestMemfd *gmem, const KVMSlot *slot)
 {
     uint32_t flags = slot->flags & ~KVM_MEM_GUEST_MEMFD;
 
-    return guest_memfd_can_be_private(gmem) ? flags & ~KVM_MEM_LOG_DIRTY_PAGES : flags;
+    return guest_memfd_can_be_private(gmem) ? flags & ~KVM_MEM_LOG_DIRTY_PAGES
+                                            : flags;
 }
 
 static int add_slot(GuestMemfd *gmem, const KVMMemoryListener *kml,

@@ -13,9 +13,10 @@
  * That is what the reference keeps for each page.  A request that is wrong in
  * itself did nothing.
  *
- * A request that is right may be refused only if a call was made to fail, or a
- * page was pinned, in its time.  It was carried out up to some page, and how far
- * the guest is not told: of each page, it may have been the last request or not.
+ * A request that is right may be refused only if a call was made to fail, or
+ * a page was pinned, in its time.  It was carried out up to some page, and the
+ * guest does not learn how far: of each page, it may have been the last request
+ * or not.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

@@ -542,6 +542,7 @@ static void test_many(void)
 /* A store across two pages */
 static void straddle(unsigned page)
 {
+    /* volatile: as at() */
     *(volatile uint16_t *)(at(page) - 1) = 5;
 }
 
