@@ -33,9 +33,9 @@ def blocked(pid):
 class Threads(SimTest):
     """A touch of a private page raises SIGBUS in the thread that made it.
 
-    If that thread blocks the signal, QEMU is killed.  Libraries of block devices
-    (librbd, gluster) start threads, which inherit the signal mask of the thread
-    that configures block devices.
+    If that thread blocks the signal, QEMU is killed.  Libraries of block
+    devices (librbd, gluster) start threads, which inherit the signal mask of
+    the thread that configures block devices.
     """
 
     def check(self, **kwargs):
