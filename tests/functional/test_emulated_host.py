@@ -31,7 +31,7 @@ class EmulatedHost(unittest.TestCase):
         return process
 
     def waiting(self, process):
-        """A context that ends it if there is no progress inside."""
+        """A context that kills the process if it makes no progress."""
         return watch.ending(process.kill, watch.Watch(
             'the emulated host', work=lambda: watch.work_of(
                 process.pid, *watch.descendants(process.pid))))
