@@ -14,7 +14,7 @@ from gmemlab import watch      # noqa: E402
 
 
 class Guest:
-    """Something that is waited for, and a clock."""
+    """A guest that is waited for, and a clock."""
 
     def __init__(self, **kwargs):
         self.now = 1000
