@@ -6,7 +6,7 @@ export BUILD
 SUITES := integrate hooks gmem fuzz simkvm conformance functional qemu
 
 help:
-	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and tell about it;'
+	@echo 'make run      boot a Linux guest whose RAM is a guest_memfd, and show its state;'
 	@echo '              launch an SEV-SNP guest on a model of the kernel'
 	@echo 'make check    build what is missing and run every test suite'
 	@echo '              (one suite: make check-NAME, NAME one of'
@@ -57,8 +57,8 @@ check: guest
 check-%: guest
 	@tests/check $*
 
-# A build of its own, with the same compiler cache.  QEMU does not free all it
-# has at its end; and the model wants to see who dies of SIGBUS.
+# A build of its own, with the same compiler cache.  QEMU does not free all of
+# its memory when it ends; and a SIGBUS has to reach the model.
 check-asan: export CCACHE_DIR := $(or $(CCACHE_DIR),$(BUILD)/ccache)
 check-asan: configured
 	@./configure --if-needed --build-dir=$(BUILD)/asan \

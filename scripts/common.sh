@@ -25,8 +25,8 @@ die()
 }
 
 # mirror: the Debian archive that apt on this machine is configured with, or
-# the one that DEBIAN_MIRROR names.  An archive says in its lists what it is;
-# one whose lists are not here yet is told by the usual end of its URL.
+# the one that DEBIAN_MIRROR names.  It is found by its package lists; without
+# lists, by the usual end of its URL.
 NO_MIRROR='apt is not configured with a Debian archive: set DEBIAN_MIRROR=URL'
 mirror()
 {

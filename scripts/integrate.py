@@ -28,8 +28,8 @@ replaces the anchor itself; 'end' inserts at the end of the scope.
 Every scope and anchor must match exactly once in SRC.  If one does not,
 nothing is written and every hook that fails is named.  So a hook file is for
 one version of QEMU: where another one differs, the hook is changed.  'changed'
-shows the scopes of hooks that differ in OLD and NEW, for one can apply as it
-is and mean something else.
+shows the scopes of hooks that differ in OLD and NEW: a hook in one of these may
+apply and be wrong.
 """
 import difflib
 import json
@@ -286,7 +286,7 @@ def around(tree, hook):
         return ['no such file']
     try:
         lo, hi = enclosing(text, hook)
-        if hook.scopes[-1][0] == 'from':    # which has no end of its own
+        if hook.scopes[-1][0] == 'from':    # it has no end of its own
             hi = locate(text, hook)[1]
     except HookError as e:
         return [str(e)]

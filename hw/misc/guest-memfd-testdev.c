@@ -1,46 +1,45 @@
 /*
- * guest-memfd-testdev: a discard listener that believes nothing
+ * guest-memfd-testdev: a discard listener that checks its notifications
  *
- * It hears of memory as VFIO does, but maps it in its books only: what a
- * device would have mapped, and so pinned, of each section of RAM whose pages
- * come and go.  Whenever it is told something, and when it is asked, it
- * compares its books with what is true, and counts what does not fit:
+ * It is notified as VFIO is, but maps nothing: for each section of RAM that is
+ * populated and discarded, it records which pages a device would have mapped,
+ * and so pinned.  It compares the record with the memory at each notification
+ * and when it is asked to, and counts as errors what breaks these rules:
  *
- * - A page that it is told to map can be read, is not private, and is not
- *   mapped yet.
- * - A page that it is told to unmap is mapped, or a request to map it was
- *   refused, unless it is told to unmap the whole section; and what is mapped
- *   can still be read: who unmaps goes first.
- * - After a registration exactly those pages are mapped that the manager of
- *   the memory calls populated.
+ * - A page to populate can be read, is not private, and is not mapped yet.
+ * - A page to discard is mapped, or its populate was refused, unless the
+ *   whole section is discarded.  A mapped page can still be read: listeners
+ *   are notified before it becomes private.
+ * - After a registration exactly those pages are mapped that the memory's
+ *   RamDiscardManager calls populated.
  *
- * For each section it is a listener of its own, that does not bear to be told
- * twice.  Pages are read by process_vm_readv(), which fails where an access
- * would raise SIGBUS.
+ * Each section has its own listener, which takes a second populate of a page
+ * as an error.  Pages are read by process_vm_readv(), which fails where an
+ * access would raise SIGBUS.
  *
  * Properties, which may be set at any time:
  *
- * @listening: bool, on at first.  As plugging and unplugging a device
+ * @listening: bool, on at first; setting it is as plugging and unplugging a
+ *             device
  * @max-mappings: pages that can be mapped; more are refused with ENOSPC.  As
- *                VFIO's limit, which counts pages of such memory; and as there,
- *                a registration that needs more ends QEMU.  0: no limit
- * @refuse-every: so many requests to map come to one that is refused with
- *                ENOSPC; a registration's do not count.  0: none
+ *                with VFIO's limit on pages of such memory, a registration
+ *                that needs more ends QEMU.  0: no limit
+ * @refuse-every: each so-many-th populate is refused with ENOSPC; those of a
+ *                registration do not count.  0: none
  *
  * @pinned, @touched: str, written only: "ID NUMBER" sends the event of that
  *                    name for the block ID, with NUMBER for all of its numbers
  *
- * and read:
+ * and can be read:
  *
- * @errors: how many things did not fit.  The first few are reported
+ * @errors: how often a rule was broken.  The first few are reported
  * @mapped-pages: pages that are mapped now; one in two sections counts twice
- * @populates, @discards: how often it was told to map, and to unmap something
- *                       of that
- * @check: compares everything: the books with what the memory's manager says,
- *         with QEMU's state of pages, and with what can be read.  A page that
- *         is private must be unreadable, unless a device has touched it and
- *         it is covered.  Returns the first difference, or "".  For times when
- *         nobody converts
+ * @populates, @discards: notifications to populate, and to discard pages that
+ *                        were mapped or refused
+ * @check: compares the record with the RamDiscardManager, with QEMU's state
+ *         of pages, and with what can be read.  A private page must be
+ *         unreadable, unless a device has touched it and it is covered.
+ *         Returns the first difference, or "".  No conversion may run
  * @digest: of the private pages by QEMU's state of pages: SHA-256, in hex, of
  *          a line "GPA SIZE\n" for each run of private pages in guest physical
  *          memory, in order.  Both are bytes in hex without 0x ("%x").  A run
@@ -69,19 +68,19 @@
 #define TYPE_GUEST_MEMFD_TESTDEV "guest-memfd-testdev"
 OBJECT_DECLARE_SIMPLE_TYPE(GuestMemfdTestdev, GUEST_MEMFD_TESTDEV)
 
-/* A broken rule is mostly broken again and again. */
+/* A rule that is broken once is mostly broken again and again. */
 #define ERRORS_REPORTED 10
 
-/* Reading all pages of a long run would allocate them; its ends matter. */
+/* Reading all pages of a long run would allocate them. */
 #define READS_IN_A_RUN 64
 
 /*
- * TestSection: a section of RAM that is listened to
- * @mr: referenced
- * @gmem: its block; NULL if that is no guest_memfd, or has no private pages
- * @first: page of the block that the section begins with
- * @pages: of the section
- * @mapped, @refused: a bit a page of the section
+ * TestSection: a section of RAM with a discard listener
+ * @mr: its region; a reference is held
+ * @gmem: its block; NULL if that is no guest_memfd, or cannot be private
+ * @first: index in the block of the section's first page
+ * @pages: number of pages
+ * @mapped, @refused: a bit per page of the section
  */
 typedef struct TestSection {
     RamDiscardListener listener;
@@ -138,7 +137,7 @@ static uint8_t *host_of(const TestSection *s, uint64_t page)
            (s->first + page) * qemu_real_host_page_size();
 }
 
-/* An access would raise SIGBUS where this says no. */
+/* False where an access would raise SIGBUS */
 static bool can_read(void *host)
 {
     uint8_t byte;
@@ -147,7 +146,7 @@ static bool can_read(void *host)
     return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == 1;
 }
 
-/* The @i-th of at most READS_IN_A_RUN pages of a run, its ends among them */
+/* The @i-th of at most READS_IN_A_RUN pages of a run, both ends among them */
 static uint64_t sample(uint64_t first, uint64_t end, unsigned i)
 {
     uint64_t pages = end - first;
@@ -156,7 +155,7 @@ static uint64_t sample(uint64_t first, uint64_t end, unsigned i)
                     ? i : (pages - 1) * i / (READS_IN_A_RUN - 1));
 }
 
-/* Finds a page in there that cannot be read. */
+/* Finds a page from @first to before @end that cannot be read. */
 static bool find_unreadable(const TestSection *s, uint64_t first, uint64_t end,
                             uint64_t *page)
 {
@@ -171,13 +170,13 @@ static bool find_unreadable(const TestSection *s, uint64_t first, uint64_t end,
     return false;
 }
 
-/* Has a touch of the page led to ordinary memory?  That is anybody's. */
+/* Is a page of zeros mapped over the private page? */
 static bool is_covered(const TestSection *s, uint64_t page)
 {
     return guest_memfd_is_covered(s->gmem, s->first + page);
 }
 
-/* Finds a page in there whose contents is the guest's. */
+/* Finds a page from @first to before @end that shows the guest's contents. */
 static bool find_readable(const TestSection *s, uint64_t first, uint64_t end,
                           uint64_t *page)
 {
@@ -193,8 +192,8 @@ static bool find_readable(const TestSection *s, uint64_t first, uint64_t end,
 }
 
 /*
- * Which pages of the section are private, a bit a page; the caller owns it.
- * NULL if there is no such state.
+ * Which pages of the section are private, a bit per page; the caller owns it.
+ * NULL if the block cannot be private.
  */
 static unsigned long *private_pages(const TestSection *s)
 {
@@ -212,7 +211,7 @@ static unsigned long *private_pages(const TestSection *s)
     return private;
 }
 
-/* Sets @first and @end to pages of the section. */
+/* Sets @first and @end to the pages of @s that @section has; false if none */
 static bool pages_of(const TestSection *s, const MemoryRegionSection *section,
                      uint64_t *first, uint64_t *end)
 {
@@ -252,23 +251,23 @@ static int notify_populate(RamDiscardListener *rdl,
 
     t->populates++;
     if (!pages_of(s, section, &first, &end)) {
-        broken(t, "told to map 0x%" HWADDR_PRIx ", which was not registered",
+        broken(t, "populate of 0x%" HWADDR_PRIx ", which was not registered",
                section->offset_within_address_space);
         return -EINVAL;
     }
     page = find_next_bit(s->mapped, end, first);
     if (page < end) {
-        broken(t, "told to map 0x%" HWADDR_PRIx ", which is mapped",
+        broken(t, "populate of 0x%" HWADDR_PRIx ", which is mapped",
                gpa_of(s, page));
         bitmap_clear(s->mapped, first, end - first);
     }
     if (s->gmem && guest_memfd_any_private(s->gmem,
                                            section->offset_within_region,
                                            int128_get64(section->size))) {
-        broken(t, "told to map 0x%" HWADDR_PRIx ", which is private",
+        broken(t, "populate of 0x%" HWADDR_PRIx ", which is private",
                gpa_of(s, first));
     } else if (find_unreadable(s, first, end, &page)) {
-        broken(t, "told to map 0x%" HWADDR_PRIx ", which cannot be read",
+        broken(t, "populate of 0x%" HWADDR_PRIx ", which cannot be read",
                gpa_of(s, page));
     }
 
@@ -282,7 +281,7 @@ static int notify_populate(RamDiscardListener *rdl,
     return 0;
 }
 
-/* Pages that are to be unmapped are still there. */
+/* Pages that are to be unmapped must still be readable. */
 static void check_mapped(TestSection *s, uint64_t first, uint64_t end)
 {
     uint64_t run, run_end, page;
@@ -291,8 +290,8 @@ static void check_mapped(TestSection *s, uint64_t first, uint64_t end)
          run = find_next_bit(s->mapped, end, run_end)) {
         run_end = find_next_zero_bit(s->mapped, end, run);
         if (find_unreadable(s, run, run_end, &page)) {
-            broken(s->dev, "told to unmap 0x%" HWADDR_PRIx " when it cannot "
-                   "be read", gpa_of(s, page));
+            broken(s->dev, "discard of 0x%" HWADDR_PRIx ", which cannot be "
+                   "read any more", gpa_of(s, page));
         }
     }
 }
@@ -305,7 +304,7 @@ static void notify_discard(RamDiscardListener *rdl,
     uint64_t first, end, page;
 
     if (!pages_of(s, section, &first, &end)) {
-        broken(t, "told to unmap 0x%" HWADDR_PRIx ", which was not registered",
+        broken(t, "discard of 0x%" HWADDR_PRIx ", which was not registered",
                section->offset_within_address_space);
         return;
     }
@@ -317,9 +316,9 @@ static void notify_discard(RamDiscardListener *rdl,
         bool refused = test_and_clear_bit(page, s->refused);
 
         t->mapped_pages -= mapped;
-        /* Who has to forget a whole section may have little of it. */
+        /* A whole section is discarded whatever is mapped of it. */
         if (!mapped && !refused && end - first < s->pages) {
-            broken(t, "told to unmap 0x%" HWADDR_PRIx ", which is not mapped",
+            broken(t, "discard of 0x%" HWADDR_PRIx ", which is not mapped",
                    gpa_of(s, page));
         }
     }
@@ -337,8 +336,8 @@ static int add_populated(const MemoryRegionSection *section, void *opaque)
 }
 
 /*
- * Compares what is mapped, or was refused, with what the manager of the memory
- * calls populated: these two are the same whenever the BQL is held.
+ * Compares what is mapped, or was refused, with what the RamDiscardManager
+ * calls populated: the two are the same whenever the BQL is held.
  * Returns NULL, or the first difference, which the caller owns.
  */
 static char *compare_with_manager(TestSection *s)
@@ -354,7 +353,7 @@ static char *compare_with_manager(TestSection *s)
     for (page = 0; page < s->pages; page++) {
         bool mapped = test_bit(page, s->mapped);
 
-        /* Who has refused is not told when that is undone. */
+        /* A listener that refused a page is not notified of its discard. */
         if (mapped != test_bit(s->first + page, populated) &&
             !test_bit(page, s->refused)) {
             return g_strdup_printf("0x%" HWADDR_PRIx " is %smapped, but %s",
@@ -367,8 +366,7 @@ static char *compare_with_manager(TestSection *s)
 
 /*
  * The same, for the state of pages.
- * @quiet: nobody converts; else a page that was made shared may not be mapped
- *         yet
+ * @quiet: no conversion runs; else a shared page may not be mapped yet
  */
 static char *compare_with_state(TestSection *s, bool quiet)
 {
@@ -378,8 +376,8 @@ static char *compare_with_state(TestSection *s, bool quiet)
     uint64_t page;
 
     /*
-     * Before the guest is launched, nothing is mapped; and others may have
-     * discarded pages, as virtio-mem.
+     * Before the guest is launched, nothing is mapped; and another source,
+     * such as virtio-mem, may have discarded pages.
      */
     if ((s->gmem && s->gmem->state.launching) ||
         QLIST_NEXT(QLIST_FIRST(&rdm->source_list), next)) {
@@ -547,7 +545,7 @@ static void set_listening(Object *obj, bool value, Error **errp)
 static bool listens(GuestMemfdTestdev *t, Error **errp)
 {
     if (!t->listening) {
-        error_setg(errp, "%s knows nothing: set listening=on",
+        error_setg(errp, "%s has no record of memory: set listening=on",
                    TYPE_GUEST_MEMFD_TESTDEV);
     }
     return t->listening;
@@ -633,8 +631,7 @@ static char *parse_event(const char *value, uint64_t *number, Error **errp)
 
     if (g_strv_length(words) != 2 ||
         qemu_strtou64(words[1], NULL, 0, number) < 0) {
-        error_setg(errp, "an event is asked for by \"ID NUMBER\", and not by "
-                   "\"%s\"", value);
+        error_setg(errp, "expected \"ID NUMBER\", got \"%s\"", value);
         return NULL;
     }
     return g_strdup(words[0]);
@@ -689,10 +686,10 @@ static void testdev_class_init(ObjectClass *oc, const void *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 
-    dc->desc = "listens to pages of RAM that come and go, for tests";
+    dc->desc = "checks notifications of discard listeners, for tests";
     dc->realize = testdev_realize;
     dc->unrealize = testdev_unrealize;
-    /* QEMU asserts a bus, or a machine that helps, where it unplugs. */
+    /* To unplug a device, QEMU asserts a bus or a hotplug handler. */
     dc->hotpluggable = false;
     set_bit(DEVICE_CATEGORY_MISC, dc->categories);
     object_class_property_add_bool(oc, "listening", get_listening,

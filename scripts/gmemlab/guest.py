@@ -10,13 +10,13 @@ import time
 from . import LabError, ROOT, build_dir, kernel
 from .initramfs import image
 from .machine import GUEST_MEMFD, Machine, wait_for
-from .watch import PATIENCE
+from .watch import STALL_LIMIT
 
 SOURCES = os.path.join(ROOT, 'tests', 'guest', 'linux')
 MODULES = ('virtio_pci', 'virtio_balloon', 'virtio_mem')
 
-# noxsave: what TCG says about xsave, a KVM in the emulated host passes on,
-# and Linux oopses on it.  With -cpu host,-xsave AVX would still be there.
+# noxsave: Linux oopses on what TCG reports about xsave, which a KVM in the
+# emulated host passes on.  With -cpu host,-xsave AVX would still be there.
 APPEND = ('console=ttyS0 loglevel=4 panic=-1 oops=panic mitigations=off '
           'nokaslr no_timer_check noxsave random.trust_cpu=on '
           'memhp_default_state=online_movable')
@@ -98,10 +98,10 @@ class LinuxGuest(Machine):
             os.unlink(self._input)
             self._keyboard = None
 
-    def wait_for(self, what, condition, patience=PATIENCE):
+    def wait_for(self, what, condition, stall_limit=STALL_LIMIT):
         """Wait until condition() is true; fail as soon as the guest does.
 
-        A guest that takes memory makes progress: while Linux boots it says
+        A guest that takes memory makes progress: while Linux boots, it prints
         next to nothing.
         """
         asked, taken = 0, None
@@ -117,15 +117,16 @@ class LinuxGuest(Machine):
                          for block in self.blocks().values()]
                 asked = time.monotonic()
             return condition()
-        return wait_for(what, checked, self, lambda: taken, patience)
+        return wait_for(what, checked, self, lambda: taken, stall_limit)
 
-    def wait_ready(self, times=1, patience=PATIENCE):
+    def wait_ready(self, times=1, stall_limit=STALL_LIMIT):
         """Wait for the shell of the first boot, or of a later one."""
         self.wait_for('the guest to boot', lambda:
-                      self.output().count('gmem: ready\n') >= times, patience)
+                      self.output().count('gmem: ready\n') >= times,
+                      stall_limit)
 
     def report(self):
-        """What the guest said of itself when it had booted: a dict."""
+        """What the guest printed about itself when it had booted: a dict."""
         return dict(re.findall(r'^gmem: (\S+) (.*)$', self.output(), re.M))
 
     def run(self, command):
@@ -133,7 +134,7 @@ class LinuxGuest(Machine):
         self._commands += 1
         start = f'gmem: begin {self._commands}\n'
         end = re.compile(f'gmem: end {self._commands} ([0-9]+)\n')
-        # Quoted, so that an echo does not look like what is waited for.
+        # Quoted, so that an echo of the command does not match.
         os.write(self._keyboard, f'echo gmem: "begin" {self._commands}; '
                  f'{command}; echo gmem: "end" {self._commands} $?\n'.encode())
         match = self.wait_for(f'the command {command}', lambda:
@@ -144,12 +145,12 @@ class LinuxGuest(Machine):
         return text
 
     def start_memcheck(self, megabytes, threads=1):
-        """Keep so much of the guest's memory busy, and checked."""
+        """Start a program that writes and checks so much of the memory."""
         self.run(f'memcheck {megabytes} {threads} & true')
         self.assert_works()
 
     def assert_works(self, passes=2):
-        """The memory checker gets through so many times more, all well."""
+        """The memory checker passes so many times more, without an error."""
         before = self.output().count('check: pass=')
         self.wait_for('the guest to check its memory', lambda:
                       self.output().count('check: pass=') >= before + passes)

@@ -96,8 +96,8 @@ class Kernel:
     def modules(self, names):
         """Returns a dict of name to bytes, in the order of loading.
 
-        It has @names and the modules they depend on.  What is not there
-        is left out: it is built in, or missed by whoever needs it.
+        It has @names and the modules they depend on.  Modules that have no
+        file are left out: they may be built in.
         """
         found = {}
 

@@ -6,7 +6,7 @@ import sys
 import time
 
 from . import build_dir, emulator
-from .watch import PATIENCE, Watch, ending, work_of
+from .watch import STALL_LIMIT, Watch, ending, work_of
 
 # QEMU's own QMP client and process handling.
 sys.path.insert(0, os.path.join(build_dir(), 'src', 'python'))
@@ -18,14 +18,14 @@ SW_PROTECTED = 1        # KVM's number of that type of VM
 
 
 def wait_for(what, condition, guest=None, sign=lambda: None,
-             patience=PATIENCE):
+             stall_limit=STALL_LIMIT):
     """Wait until condition() is true and return its value.
 
-    It ends early if there is no progress: of the Machine @guest, or that
-    sign() shows by a change.
+    Raises TimeoutError if there is no progress: neither does the Machine
+    @guest make any, nor does the value of sign() change.
     """
-    watch = guest.watch(what, sign, patience) if guest else \
-        Watch(what, sign, patience=patience)
+    watch = guest.watch(what, sign, stall_limit) if guest else \
+        Watch(what, sign, stall_limit=stall_limit)
     pause = 0.01
     while True:
         value = condition()
@@ -38,7 +38,7 @@ def wait_for(what, condition, guest=None, sign=lambda: None,
 
 
 def size(path):
-    """Of a file; 0 if there is none."""
+    """Size of a file; 0 if there is none."""
     try:
         return os.path.getsize(path) if path else 0
     except FileNotFoundError:
@@ -46,9 +46,9 @@ def size(path):
 
 
 class Emulator(QEMUMachine):
-    """Our emulator, which is killed where it stands still, and ends with us.
+    """Our emulator; killed when it makes no progress, or when we end.
 
-    What QEMUMachine's methods wait for has no limit, or a fixed one.
+    QEMUMachine's methods wait without a limit, or with a fixed one.
     """
 
     def __init__(self, args=(), **kwargs):
@@ -64,17 +64,17 @@ class Emulator(QEMUMachine):
         self._load_io_log()
         return self.get_log()
 
-    def watch(self, what, sign=lambda: None, patience=PATIENCE):
-        """A Watch on it, for somebody who waits for @what."""
+    def watch(self, what, sign=lambda: None, stall_limit=STALL_LIMIT):
+        """A Watch on the emulator, for a wait for @what."""
         def signs():
             return [*map(size, self.files()), len(self._events), sign()]
 
         def work():
             return work_of(self._popen.pid) if self._popen else 0
-        return Watch(what, signs, work, self.state, patience)
+        return Watch(what, signs, work, self.state, stall_limit)
 
     def waiting(self, what):
-        """A context that ends the emulator if waiting for @what has to end."""
+        """A context that kills the emulator if the wait for @what fails."""
         def end():
             if self._popen:
                 self._popen.kill()
@@ -114,7 +114,7 @@ def ask_host():
 
 
 def vm_types():
-    """The types of VMs that this machine's KVM has, a bit each."""
+    """The types of VMs that this machine's KVM has, as a bit mask."""
     check_extension, cap_vm_types = 0xae03, 235
     try:
         with open('/dev/kvm', 'rb') as kvm:
@@ -155,7 +155,7 @@ class Machine(Emulator):
         return [self.console, *super().files()]
 
     def assert_runs(self):
-        """The guest is neither stopped nor did KVM give up on it."""
+        """The guest is not stopped, neither by a user nor by an error."""
         status = self.cmd('query-status')['status']
         assert status == 'running', \
             f'the guest was stopped ({status}); {self.state()}'
@@ -175,7 +175,7 @@ class Machine(Emulator):
                 if s['address-space'] == space]
 
     def bound(self):
-        """Are all memslots of ram0 bound?  Or none?  Else None."""
+        """True if all memslots of ram0 are bound, False if none is, or None."""
         states = {s['bound'] for s in self.slots()}
         return states.pop() if len(states) == 1 else None
 

@@ -134,7 +134,7 @@ def check_overlaps(ranges):
 
 
 class Launch:
-    """What a launch adds.
+    """Pages that a launch adds.
 
     @ranges: [Range], in the order of the commands
     """
@@ -179,7 +179,7 @@ def kernel_hashes(kernel, initrd=b'', append=''):
 
 
 class SnpLaunch(Launch):
-    """Of an SEV-SNP guest: first the firmware, then its metadata's sections.
+    """Launch of an SEV-SNP guest: firmware, then its metadata's sections.
 
     The digest is a chain of one record a page.  It ends before the pages of
     the vCPUs' VMSAs, which the kernel adds when the launch is finished.
@@ -237,10 +237,10 @@ TDX_MR_EXTEND = 1
 
 
 class TdxLaunch(Launch):
-    """Of a TDX guest: its metadata's sections.
+    """Launch of a TDX guest: its metadata's sections.
 
-    MRTD is one hash.  A record goes in for every page that is added; if the
-    section is measured, sixteen records with contents follow right there.
+    MRTD is one hash, over a record for every page that is added.  If the
+    section is measured, sixteen records with contents follow each of these.
     """
 
     def __init__(self, image):
@@ -253,7 +253,7 @@ class TdxLaunch(Launch):
             name = TDX_SECTIONS[number]
             check_range(name, gpa, size)
             measured = attributes & TDX_MR_EXTEND
-            # The whole size is taken, even if less of it is said to be used.
+            # The whole size is added, even if less of it has contents.
             if number in (TDX_BFV, TDX_CFV):
                 if not 0 < used <= size or offset % PAGE or \
                         offset + size > len(image):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Test suites of Python's unittest, told in the way tests/check reads."""
+"""Test suites of Python's unittest, printed in the way tests/check reads."""
 import os
 import re
 import subprocess
@@ -12,7 +12,7 @@ SUMMARY = re.compile(r'(\d+) passed, (\d+) failed, (\d+) skipped\s*')
 
 
 class Result(unittest.TestResult):
-    """Prints a line a test, when it has ended."""
+    """Prints a line for each test, when it has ended."""
 
     def __init__(self):
         super().__init__()
@@ -21,7 +21,7 @@ class Result(unittest.TestResult):
 
     @staticmethod
     def _name(test):
-        # Also of a class or module whose set-up went wrong.
+        # Also for a class or module whose set-up failed.
         return re.sub(r'^\w+ \((.*)\)$', r'\1', test.id())
 
     def startTest(self, test):
@@ -56,7 +56,7 @@ def _flat(suite):
 
 
 def prepare(*steps):
-    """Runs programs of scripts/: lists of words.  Returns whether they did."""
+    """Runs programs of scripts/: lists of words.  False if one fails."""
     for name, *args in steps:
         done = subprocess.run([os.path.join(ROOT, 'scripts', name), *args],
                               stdout=subprocess.PIPE, text=True, check=False)
@@ -84,11 +84,11 @@ def run(tests):
     return result.counts
 
 
-def relay(command, tell=lambda line: print(line, end='', flush=True)):
+def relay(command, show=lambda line: print(line, end='', flush=True)):
     """Runs a suite, and passes on every line that it prints but summaries.
 
-    Returns [passed, failed, skipped], or None if its last line does not say
-    so; and its exit status.
+    Returns [passed, failed, skipped], or None if its last line is no summary;
+    and its exit status.
     """
     last = ''
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
@@ -97,7 +97,7 @@ def relay(command, tell=lambda line: print(line, end='', flush=True)):
         for line in suite.stdout:
             last = line
             if not SUMMARY.fullmatch(line):
-                tell(line)
+                show(line)
     summary = SUMMARY.fullmatch(last)
     return summary and [int(n) for n in summary.groups()], suite.returncode
 

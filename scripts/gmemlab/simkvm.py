@@ -27,7 +27,7 @@ def library():
 def preload():
     """What the dynamic linker has to load before all else.
 
-    AddressSanitizer's runtime wants to be first, if the model needs it.
+    AddressSanitizer's runtime has to be first, if the model needs it.
     """
     with open(library(), 'rb') as f:
         runtime = re.findall(rb'\0(libasan\.so\.\d+)\0', f.read())
@@ -59,7 +59,7 @@ def snp(properties=''):
 def lacks_tdx():
     """Why QEMU cannot launch a TDX guest on the model here, or None.
 
-    It takes the width of physical addresses from this machine's processor.
+    QEMU takes the width of physical addresses from this machine's processor.
     """
     with open('/proc/cpuinfo', encoding='ascii') as f:
         bits = int(re.search(r'(\d+) bits physical', f.read())[1])
@@ -76,24 +76,24 @@ class Model:
     def __init__(self, directory, name, config):
         self.path = os.path.join(directory, name)
         self.config = config
-        # Last of all stand the scripts of vCPUs.
+        # The scripts of vCPUs come last.
         with open(self.path + '.config', 'w', encoding='utf-8') as f:
             f.write(f'log {self.path}.log\nreport {self.path}.report\n'
                     f'{config}\n')
 
     def wrapper(self):
-        """What has to stand before a command that is to run on the model."""
+        """Words before a command that make it run on the model."""
         return ['env', f'SIMKVM={self.path}.config',
                 f'LD_PRELOAD={preload()}']
 
     def log(self, call=None):
-        """The calls so far: a list of dictionaries; of one kind or of all."""
+        """The calls so far, of one kind or all: a list of dictionaries."""
         with open(self.path + '.log', encoding='utf-8') as f:
             lines = [json.loads(line) for line in f if line.endswith('\n')]
         return [line for line in lines if call in (None, line['call'])]
 
     def report(self):
-        """What the model tells of the whole run, once it has ended."""
+        """The model's report on the whole run, once it has ended."""
         with open(self.path + '.report', encoding='utf-8') as f:
             return json.load(f)
 
@@ -128,6 +128,6 @@ class SimMachine(Machine):
         return self.exitcode()
 
     def get_log(self):
-        """Standard error, without what a sanitizer says of coroutines."""
+        """Standard error, without a sanitizer's warnings of coroutines."""
         return re.sub(r'(?m)^==\d+==WARNING: ASan doesn.t fully support '
                       'makecontext.*\n', '', super().get_log() or '')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waiting for what is slow, but not for what stands still.
+"""Waits that end when there is no more progress.
 
 How long something takes depends on what else a machine has to do, so no limit
 is a time by the clock as long as there is progress: a console that grows, tests
@@ -12,38 +12,39 @@ import tempfile
 import threading
 import time
 
-PATIENCE = 60           # seconds
-# Of a watch on an emulated host in which tests have watches of their own,
-# and say something only at their ends.
-OUTER_PATIENCE = 5 * PATIENCE
+STALL_LIMIT = 60        # seconds
+# For an emulated host whose tests have watches of their own, and print a line
+# only when one ends.
+OUTER_STALL_LIMIT = 5 * STALL_LIMIT
 LONGEST_GAP = 5         # seconds
 
 
 class Watch:
-    """Is there progress in what is waited for?  check() has to be called often.
+    """Ends a wait that makes no progress.  check() has to be called often.
 
     A wait ends
-    - after @patience seconds in which nothing new was seen, and in which less
-      than a tenth of a processor was used: idle guests have timers, too;
-    - after 5 times as many seconds of processor time in which nothing new was
-      seen, so that an endless loop ends, however busy the machine is;
+    - after @stall_limit seconds in which the sign of progress did not change
+      and less than a tenth of a processor was used: idle guests have timers;
+    - after 5 times as many seconds of processor time in which the sign did not
+      change, so that an endless loop ends, however busy the machine is;
     - after 30 times as many seconds in any case.
-    Time does not count while nobody looks, as when the machine is suspended.
+    Time between two calls of check() counts up to LONGEST_GAP: the machine may
+    have been suspended.
 
-    @what: what is waited for
+    @what: what is waited for, for the error
     @sign: returns something that changes with progress
-    @work: returns seconds of processor time that were used for it so far
+    @work: returns the seconds of processor time that were used so far
     @last: returns what was seen last, for the error; by default, the sign
     """
 
     def __init__(self, what, sign=lambda: None, work=lambda: 0, last=None,
-                 patience=PATIENCE, clock=time.monotonic):
+                 stall_limit=STALL_LIMIT, clock=time.monotonic):
         self._what, self._sign, self._work = what, sign, work
         self._last = last or sign
-        self._patience, self._clock = patience, clock
+        self._stall_limit, self._clock = stall_limit, clock
         self._looked, self._waited = clock(), 0
         self._seen = sign()
-        # When something new was seen, and when something was done.
+        # (seconds, processor time) at the last new sign, at the last work
         self._new_at = self._done_at = 0, work()
 
     def check(self):
@@ -55,16 +56,16 @@ class Watch:
         if seen != self._seen:
             self._seen = seen
             self._new_at = self._done_at = now
-        elif now[1] - self._done_at[1] >= self._patience / 10:
+        elif now[1] - self._done_at[1] >= self._stall_limit / 10:
             self._done_at = now
 
         still = now[0] - self._done_at[0]
         silent = now[1] - self._new_at[1]
-        if still >= self._patience:
-            self._end(f'nothing happens for {still:.0f} s')
-        if silent >= 5 * self._patience:
+        if still >= self._stall_limit:
+            self._end(f'no sign of progress for {still:.0f} s')
+        if silent >= 5 * self._stall_limit:
             self._end(f'nothing new in {silent:.0f} s of processor time')
-        if now[0] >= 30 * self._patience:
+        if now[0] >= 30 * self._stall_limit:
             self._end(f'no end in {now[0]:.0f} s')
 
     def _end(self, why):
@@ -76,8 +77,8 @@ class Watch:
 def ending(end, watch, interval=1):
     """For a block that waits for a program: a thread checks @watch meanwhile.
 
-    If the wait has to end, that calls @end, which has to end the program; then
-    the block raises the error of the watch instead of its own.
+    If the wait has to end, the thread calls @end, which has to end the program.
+    Then the block raises the watch's error instead of its own.
     """
     left, error = threading.Event(), None
 
@@ -128,23 +129,21 @@ def descendants(pid):
 
 
 def work_of(*pids):
-    """Seconds of processor time that processes have used, all their threads.
-
-    That of their children that have ended is counted, too.
+    """Seconds of processor time that processes and their dead children used.
     """
     ticks = sum(int(field) for pid in pids for field in _stat(pid)[11:15])
     return ticks / os.sysconf('SC_CLK_TCK')
 
 
-def run(command, patience=PATIENCE, **kwargs):
-    """subprocess.run() of a program that is killed if it stands still.
+def run(command, stall_limit=STALL_LIMIT, **kwargs):
+    """subprocess.run() of a program that is killed if it makes no progress.
 
-    What it prints is captured, and is progress; standard error is captured
-    apart unless @kwargs has it.
+    Its output is captured, and counts as progress; standard error is captured
+    apart unless @kwargs redirects it.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         def text(file):
-            # Not by seeking: the program has the same position.
+            # No seek: the program shares the file's position.
             size = os.fstat(file.fileno()).st_size
             return os.pread(file.fileno(), size, 0).decode(errors='replace')
 
@@ -154,7 +153,7 @@ def run(command, patience=PATIENCE, **kwargs):
                 ' '.join(command),
                 lambda: [os.fstat(f.fileno()).st_size for f in (out, err)],
                 lambda: work_of(process.pid, *descendants(process.pid)),
-                lambda: repr((text(out) + text(err))[-1000:]), patience)
+                lambda: repr((text(out) + text(err))[-1000:]), stall_limit)
             with ending(process.kill, watch):
                 process.wait()
         return subprocess.CompletedProcess(command, process.returncode,

@@ -1,8 +1,8 @@
 /*
- * What the conformance programs share: /dev/kvm, a VM, answers
+ * Common functions of the conformance programs: /dev/kvm, a VM, answers
  *
- * A program asks a kernel questions and prints the answers, "RULE: ANSWER",
- * without judging them: tests/conformance/answers has what is expected.  Its
+ * A program asks a kernel questions and prints the answers, "RULE: ANSWER".
+ * It does not judge them: tests/conformance/answers has the expected ones.  Its
  * one argument is the type of the VM to ask with (default: 0).
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -85,8 +85,8 @@ static inline void answer_fd(const char *rule, int fd)
 }
 
 /*
- * The end of a program whose other questions make no sense for this VM; that
- * it is so is an answer itself, of this program or of another one.
+ * The end of a program whose other questions make no sense for this VM.  The
+ * reason for that is itself an answer, of this program or of another one.
  */
 static inline void end(void) __attribute__((noreturn));
 
@@ -95,7 +95,7 @@ static inline void end(void)
     exit(0);
 }
 
-/* No answers to be had here from the program, or from what is left of it. */
+/* The program, or the rest of it, cannot ask here. */
 static inline void skip(const char *format, ...)
     __attribute__((format(printf, 1, 2), noreturn));
 
@@ -111,7 +111,7 @@ static inline void skip(const char *format, ...)
     exit(0);
 }
 
-/* What the question needs did not work, which is no answer. */
+/* A call that the question needs failed, which is no answer. */
 static inline void need(bool good, const char *what)
 {
     if (!good) {
@@ -129,7 +129,7 @@ static inline void open_kvm(void)
     }
 }
 
-/* A VM of the type that the command line says, or the end of the program. */
+/* A VM of the type in the command line, or the end of the program. */
 static inline void make_vm(int argc, char **argv)
 {
     open_kvm();
@@ -155,7 +155,7 @@ static inline int make_gmem(uint64_t size, uint64_t flags)
     return fd;
 }
 
-/* What KVM_CREATE_GUEST_MEMFD accepts for this VM. */
+/* Flags that KVM_CREATE_GUEST_MEMFD accepts for this VM */
 static inline uint64_t gmem_flags(void)
 {
     uint64_t flags = 0;
@@ -195,8 +195,8 @@ static inline uint8_t *make_anonymous(uint64_t size)
 }
 
 /*
- * A file to bind slots to, and what their userspace_addr is to be: its mapping
- * if its pages can be shared, else separate memory.
+ * A file to bind slots to, and memory for their userspace_addr: the file's
+ * mapping if its pages can be shared, else separate memory.
  */
 static inline uint8_t *make_bindable(uint64_t size, int *fd)
 {
@@ -253,7 +253,7 @@ static inline int convert(int fd, uint64_t offset, uint64_t size,
     return ioctl(fd, GMEM_SET_MEMORY_ATTRIBUTES2, &args);
 }
 
-/* Convert by whichever of the two this kernel has. */
+/* Convert by the one of the two that this kernel has. */
 static inline void set_state(int fd, uint64_t offset, uint64_t gpa,
                              uint64_t size, uint64_t attributes)
 {
@@ -278,7 +278,7 @@ static inline int touch(const uint8_t *byte)
 
     sigaction(SIGBUS, &action, &old);
     if (!sigsetjmp(touch_jump, 1)) {
-        /* volatile: to touch it is the point. */
+        /* volatile: the access must not be optimized away. */
         value = *(const volatile uint8_t *)byte;
     }
     sigaction(SIGBUS, &old, NULL);

@@ -1,7 +1,8 @@
 /*
- * Conversion to private while somebody holds a page of the file
+ * Conversion to private while a page of the file is held
  *
- * A page in a pipe is held.  The model cannot see that: it is told.
+ * A page in a pipe is held.  The model cannot see that, so its configuration
+ * has a pin:
  * simkvm: pin 0x2000 0x1000 times=1
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -21,7 +22,7 @@ int main(int argc, char **argv)
     int fd, ret, fds[2];
 
     make_vm(argc, argv);
-    /* The first file of the process, as the model has to know. */
+    /* The pin is for the first file of the process. */
     fd = create_gmem(vm, 4 * PAGE, MMAP | SHARED);
     if (fd < 0) {
         end();

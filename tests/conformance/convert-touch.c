@@ -1,5 +1,5 @@
 /*
- * What a host process sees of pages that are converted in place
+ * A host process's view of pages that are converted in place
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

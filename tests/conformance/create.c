@@ -1,5 +1,5 @@
 /*
- * KVM_CREATE_GUEST_MEMFD: what it accepts, and what comes out
+ * KVM_CREATE_GUEST_MEMFD: arguments, and the file
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

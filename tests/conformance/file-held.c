@@ -1,5 +1,5 @@
 /*
- * What a process can do that has nothing of a VM but a file of its memory
+ * Powers of a process that has nothing of a VM but a file of its memory
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -8,7 +8,7 @@
 
 #define SIZE (4 * PAGE)
 
-/* Pages: what becomes of them */
+/* Pages, by their use */
 enum { CONVERTED, PUNCHED, WRITTEN };
 
 /* Another process, which has inherited the descriptor. */
@@ -54,7 +54,7 @@ int main(int argc, char **argv)
     }
     need(waitpid(child, &status, 0) == child && !status, "the other process");
 
-    /* The owner has not done anything. */
+    /* The owner has made no call meanwhile. */
     answer_touch("held-owner-written", map + WRITTEN * PAGE);
     answer_touch("held-owner-punched", map + PUNCHED * PAGE);
     answer_touch("held-owner-converted", map + CONVERTED * PAGE);

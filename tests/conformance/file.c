@@ -1,5 +1,5 @@
 /*
- * A guest_memfd as a file: its size is fixed, and nobody reads or writes it
+ * A guest_memfd as a file: its size is fixed; read() and write() fail
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

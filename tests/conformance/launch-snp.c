@@ -80,7 +80,7 @@ static void answer_updates(void)
     answer_ret("snp-update-flags",
                command(KVM_SEV_SNP_LAUNCH_UPDATE, &flags));
     answer_update("snp-update-no-slot", FILE_PAGES, source, PAGE, NORMAL);
-    /* Whatever goes wrong with the first page is EIO. */
+    /* Every error at the first page is EIO. */
     answer_update("snp-update-shared", 0, source, PAGE, NORMAL);
     answer_update("snp-update-bad-source", 8, (void *)(16 * PAGE), PAGE,
                   NORMAL);

@@ -49,7 +49,7 @@ static int init_vm(uint32_t flags, uint64_t attributes, uint64_t reserved)
     return command(vm, KVM_TDX_INIT_VM, flags, &init);
 }
 
-/* As KVM_TDX_INIT_VCPU wants it. */
+/* CPUID that KVM_TDX_INIT_VCPU accepts */
 static void set_cpuid(void)
 {
     struct {

@@ -1,6 +1,5 @@
 /*
- * What the runner has to know: which VM types there are, and of which
- * generation a VM is
+ * Facts for the runner: the VM types, and the generation of a VM
  *
  * Without an argument, the types; with one, the generation of such a VM and
  * whether it has private memory.  Asked by behaviour: capability numbers
@@ -15,7 +14,7 @@ static const char *generation(void)
     uint64_t flags = gmem_flags();
     int fd = create_gmem(vm, PAGE, flags);
 
-    /* To ask for the state that a page has changes nothing. */
+    /* A request for the state that a page has changes nothing. */
     if (fd >= 0 && (!convert(fd, 0, PAGE, flags & SHARED ? 0 : PRIVATE) ||
                     errno != ENOTTY)) {
         return "G2";

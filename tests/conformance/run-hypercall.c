@@ -32,7 +32,7 @@ static int hypercall(uint64_t gpa, uint64_t pages, uint64_t attributes)
     return ioctl(vcpu, KVM_RUN, 0);
 }
 
-/* What the guest has in %eax after it. */
+/* The guest's %eax after the hypercall */
 static void answer_eax(const char *rule)
 {
     struct kvm_regs regs;

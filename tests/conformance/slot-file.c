@@ -1,6 +1,5 @@
 /*
- * Which descriptor a memslot can be bound to, and what becomes of the slot
- * when it is closed
+ * Descriptors that a memslot can be bound to, and the slot after their close
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -36,7 +35,7 @@ int main(int argc, char **argv)
     answer("slot-after-duplicate-is-closed", "%s",
            bind_slot(2, 2 * GPA, PAGE, memory, fd, 0) ? "bound" : "free");
 
-    /* Nothing maps the file any more, either. */
+    /* The file is not mapped any more, either. */
     munmap(memory, PAGE);
     answer_ret("close-bound-file", close(fd));
     memory = make_bindable(PAGE, &second);

@@ -1,6 +1,5 @@
 /*
- * Who may touch a page: its state at the start, and what a host process or a
- * system call gets
+ * Touches of a page by a host process or a system call, in its initial state
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,7 +16,7 @@ static uint8_t *map_new(uint64_t flags)
     return map;
 }
 
-/* read() into the page, and the other process's view of it. */
+/* read() into the page, and another process's access to it */
 static void answer_calls(const char *rules[3], uint8_t *page)
 {
     struct iovec here = { .iov_len = 1 }, there = { page, 1 };

@@ -1,8 +1,8 @@
 /*
  * A vCPU that runs a few instructions in real mode
  *
- * The code is in a plain slot of its own, so that KVM can emulate what is in
- * it; what it works on is at GPA, where ds:0 points.
+ * The code is in a plain slot of its own, so that KVM can emulate it; its data
+ * is at GPA, where ds:0 points.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -63,14 +63,14 @@ static inline void make_running_vcpu(void)
     need(!ioctl(vcpu, KVM_SET_SREGS, &sregs), "KVM_SET_SREGS");
 }
 
-/* Run one piece of code on ds:@offset with @al.  Returns what KVM_RUN did. */
+/* Run one piece of code on ds:@offset with @al.  Returns KVM_RUN's result. */
 static inline int run_code(unsigned start, uint64_t offset, uint8_t al)
 {
     struct kvm_regs regs = {
         .rip = start, .rsi = offset, .rax = al, .rdx = DONE_PORT, .rflags = 2,
     };
 
-    /* What the last exit left to be done is done before that. */
+    /* Complete the last exit first. */
     run->immediate_exit = 1;
     ioctl(vcpu, KVM_RUN, 0);
     run->immediate_exit = 0;
@@ -78,7 +78,7 @@ static inline int run_code(unsigned start, uint64_t offset, uint8_t al)
     return ioctl(vcpu, KVM_RUN, 0);
 }
 
-/* The answer is the byte that the code put out, or why it could not. */
+/* The answer is the byte that the code put out, or the reason for none. */
 static inline void answer_exit(const char *rule, int ret)
 {
     if (ret && run->exit_reason == KVM_EXIT_MEMORY_FAULT) {

@@ -2,7 +2,8 @@
  * A VM is closed and another one takes its place, as for a reset
  *
  * The new VM's file is mapped where the old one's was.  Meanwhile a page of
- * the old file is in a pipe; the model cannot see that, so it is told.
+ * the old file is in a pipe.  The model cannot see that, so its configuration
+ * has a pin:
  * simkvm: pin 0x2000 0x1000 times=1
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -58,7 +59,7 @@ int main(int argc, char **argv)
     if (ioctl(vm, KVM_CHECK_EXTENSION, KVM_CAP_GUEST_MEMFD) <= 0) {
         end();
     }
-    /* The first file of the process, as the model has to know. */
+    /* The pin is for the first file of the process. */
     old = create_gmem(vm, SIZE, MMAP | SHARED);
     if (old < 0) {
         separate_memory();
@@ -91,7 +92,7 @@ int main(int argc, char **argv)
     close(old);
     answer_touch("again-old-contents-after-close", other + PAGE);
     munmap(other, SIZE);
-    /* Only who holds a page has it now. */
+    /* Only the pipe has the page now. */
     need(read(fds[0], out, PAGE) == PAGE, "read");
     answer("again-held-page", "0x%02x", out[0]);
     answer_ret("again-delete-slot", delete_slot(1));

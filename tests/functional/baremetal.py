@@ -2,7 +2,7 @@
 """A bare-metal guest that writes and checks its memory on every vCPU.
 
 It runs wherever there is KVM, also where a Linux guest does not.  The guest
-is tests/guest/baremetal; it says on the debug console what it has done.
+is tests/guest/baremetal; it reports its passes on the debug console.
 """
 import os
 import subprocess
@@ -11,7 +11,7 @@ from testcase import GuestTest
 from gmemlab import ROOT
 from gmemlab.machine import GUEST_MEMFD, Machine, wait_for
 
-# What the machine's KVM has to be told, if it runs on shadow paging.
+# An option that KVM needs on shadow paging
 CPU = 'max,-arch-capabilities'
 
 

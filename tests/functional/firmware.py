@@ -26,7 +26,7 @@ def build(directory):
 
 
 class Line(typing.NamedTuple):
-    """What a vCPU said of a command: without its "ok" or "FAIL"."""
+    """A vCPU's message on a command, without its "ok" or "FAIL"."""
     cpu: int
     ok: bool
     text: str
@@ -55,13 +55,13 @@ class Guest(Machine):
             '-fw_cfg', 'name=opt/guest-memfd/commands,file=' + path, *args)
 
     def lines(self):
-        """What the vCPUs said so far, in that order."""
+        """The messages of all vCPUs so far, in order."""
         return [Line(int(cpu), ok == 'ok', text) for cpu, ok, text in
                 re.findall(r'^\[cpu(\d+)\] (ok|FAIL) (.*)\n', self.output(),
                            re.M)]
 
     def failures(self):
-        """What went wrong so far."""
+        """The failures so far."""
         return [line.text for line in self.lines() if not line.ok]
 
     def wait_done(self, times=1):

@@ -91,7 +91,7 @@ class NewVm(BaremetalTest):
             machine='microvm,x-change-vmfd-on-reset=on'))
 
     def save(self, guest):
-        """A part of what the guest checks."""
+        """Contents of a part of the memory that the guest checks."""
         path = os.path.join(self.dir, 'memory')
         guest.cmd('pmemsave', val=40 << 20, size=1 << 20, filename=path)
         with open(path, 'rb') as f:
@@ -148,7 +148,7 @@ class DirtyLog(BaremetalTest):
 
 
 class Migration(MigrationTests, BaremetalTest):
-    """Of a bare-metal guest."""
+    """Migration of a bare-metal guest."""
 
     SIZE = Guest.SIZE
     FRESH = 'pass 1\n'
@@ -233,7 +233,7 @@ class Inspection(BaremetalTest):
 
 
 class VhostUser(BaremetalTest):
-    """The fd is handed to another process, which maps it."""
+    """Another process gets the fd, and maps it."""
 
     def test_seabios_boots_from_a_vhost_user_disk(self):
         backend = os.path.join(build_dir(), 'qemu/gmem/tests/vhost-user-blk')

@@ -14,7 +14,7 @@ from gmemlab.machine import GUEST_MEMFD, Emulator
 from test_simkvm import PAGE, KvmModeTest
 from qemu.qmp import ExecuteError
 
-# Where data is; before it are the device's rings, if they are moved as well.
+# Where data is; the device's rings are before it, if they are moved as well.
 DATA = 0x1004000
 PAGES = 4
 RING_PAGES = 4
@@ -28,26 +28,25 @@ ASIDE = 0x1800000
 DISKS = 'virtio-blk', 'nvme', 'ahci'
 NICS = 'virtio-net', 'e1000e'
 NAMES = *DISKS, *NICS, 'fw_cfg'
-# Of a disk, bytes: where "out" goes to, and its size
+# Bytes: where on a disk "out" writes, and the disk's size
 OUT = 1 << 20
 DISK_SIZE = 2 << 20
-# Bytes of each page that are sent as a frame; and what is in front of one that
-# is received.
+# Bytes of each page that are sent as a frame; bytes before a received frame
 FRAME_SIZE = 1024
 FRAME_AT = {'virtio-net': 12, 'e1000e': 0}
-# Its first bytes, if it is the answer to the drivers' request.
+# First bytes of a frame that answers the drivers' request
 ANSWER = struct.unpack('<Q', bytes.fromhex('5254000000015255'))[0]
 
 
 def scramble(x):
-    """As the firmware's."""
+    """The firmware's function of that name."""
     x = (x + 1) * 0xd6e8feb86659fd93 % 2**64
     x = (x ^ x >> 32) * 0xd6e8feb86659fd93 % 2**64
     return x ^ x >> 32
 
 
 def words(gpa, pages, seed):
-    """What the firmware's "write" puts there."""
+    """Words that the firmware's "write" puts there."""
     first, step = scramble(seed), 0x9e3779b97f4a7c15
     return [(first + n * step) % 2**64
             for n in range(gpa // 8, (gpa + pages * PAGE) // 8)]
@@ -59,7 +58,7 @@ def contents(gpa, pages, seed):
 
 
 def dma(name, where, direction, count, expect=None, ranges=None):
-    """The command."""
+    """The command "dma"."""
     return (f'dma {name} {where} {(ranges or RANGES)[where]} {direction} '
             f'{count}' + (f' expect {expect}\n' if expect is not None else
                           '\n'))
@@ -81,14 +80,14 @@ def lacks_aio(directory, aio):
 
 
 def direct(aio):
-    """Does it have to go round the page cache?"""
+    """Does it need O_DIRECT?"""
     return aio == 'native'
 
 
 class Devices:
-    """Devices of a guest, and what they emit, in files.
+    """Devices of a guest, and files with what they emit.
 
-    @data: what "in" reads from disks and from fw_cfg; if there is none, fw_cfg
+    @data: contents that "in" reads from disks and fw_cfg; without it, fw_cfg
            has what was written to it
     @blk: properties of virtio-blk, each after a comma
     @aio: how disks are read
@@ -104,8 +103,8 @@ class Devices:
                    f'file.cache.direct={"on" if direct(aio) else "off"}'
             net = f'user,id={name},ipv6=off,restrict=on'
             dump = f'filter-dump,id=dump-{name},netdev={name},file={path}'
-            # io_uring takes a write that is cut short to mean a full disk, and
-            # that stops the guest, unless it is told.
+            # A full disk would stop the guest, and a short write may pass for
+            # one.
             report = 'rerror=report,werror=report'
             virtio = 'disable-legacy=on,iommu_platform=on'
             if name in DISKS:
@@ -131,13 +130,13 @@ class Devices:
                 'fw_cfg': 'vmcoreinfo'}[name]]
 
     def emitted(self, name):
-        """Bytes: what a disk or a network has got."""
+        """Bytes that a disk or a network has got."""
         with open(self.path + name, 'rb') as f:
             return f.read()
 
 
 def words_in(data, wanted):
-    """Those of @wanted that are in there, binary or as hexadecimal text."""
+    """Those of @wanted that are in @data, binary or as hexadecimal text."""
     wanted = {*wanted}
     found = {int(text, 16) for text in re.findall(rb'[0-9a-f]{8,16}', data)}
     for start in range(8):
@@ -163,7 +162,7 @@ class DmaTest(KvmModeTest):
         return guest
 
     def search(self, guest, wanted):
-        """Which of them are in what QEMU has written: {file: set}"""
+        """Words of @wanted in the files that QEMU has written: {file: set}"""
         found = {'stderr': words_in((guest.get_log() or '').encode(), wanted)}
         for name in os.listdir(self.dir):
             path = os.path.join(self.dir, name)
@@ -173,17 +172,17 @@ class DmaTest(KvmModeTest):
         return {name: there for name, there in found.items() if there}
 
     def outcomes(self, guest):
-        """How many transfers were (done, failed, lost, not started)."""
+        """Numbers of transfers: (done, failed, lost, not started)."""
         rows = re.findall(r' ok dma .*: (\d+) done, (\d+) failed, (\d+) lost, '
                           r'(\d+) not started\n', guest.output())
         return [sum(map(int, column)) for column in zip(*rows)]
 
 
 class SharedMemory(DmaTest):
-    """Devices work; else it would be no proof that they do not."""
+    """Devices work with shared memory; without that, Secrets proves nothing."""
 
     def commands(self, where):
-        """Each of them reads and writes, and the guest checks the latter."""
+        """Each device reads and writes; the guest checks what was written."""
         text = ''
         for name in NAMES:
             text += f'write {DATA:#x} {PAGES} 9\n'
@@ -199,7 +198,7 @@ class SharedMemory(DmaTest):
         return text
 
     def check(self, devices):
-        """What they have read is where it should be."""
+        """The data that the devices have read is where it should be."""
         data = contents(DATA, PAGES, 2)
         for name in DISKS:
             disk = devices.emitted(name)
@@ -244,30 +243,30 @@ class SharedMemory(DmaTest):
 
 
 class Secrets(DmaTest):
-    """What is in private memory is not in anything that QEMU emits."""
+    """Nothing that QEMU emits has contents of private memory."""
 
     SEED = 7
 
     def commands(self, shared):
-        """All is of one state, and every device transfers all of it."""
-        text = f'convert {ALL} shared\n' if shared else 'patience 100\n'
+        """Memory is all in one state, and every device transfers all of it."""
+        text = f'convert {ALL} shared\n' if shared else 'timeout 100\n'
         for name in NAMES:
             for where in RANGES:
-                # Without what it finds in its rings, no device gets far.
+                # With rings in private memory, no transfer can succeed.
                 n = 3 if shared else 0 if where == 'rings' else None
                 for direction in 'in', 'out':
                     text += f'write {ALL} {self.SEED}\n'
                     text += dma(name, where, direction, 3, n)
                     if not shared:
                         text += f'check {DATA:#x} {PAGES} {self.SEED}\n'
-        # What fw_cfg has got it tells itself.
-        return text + (f'patience 1000000\nconvert {ASIDE:#x} 1 shared\n' +
+        # fw_cfg has no file: the guest prints what it has got.
+        return text + (f'timeout 1000000\nconvert {ASIDE:#x} 1 shared\n' +
                        dma('fw_cfg', 'buffer', 'in', 1, 1,
                            {'buffer': f'{ASIDE:#x} 1'}) +
                        f'mmio-read {ASIDE:#x} 8\n')
 
     def found(self, shared):
-        """Which secrets are in what file, of all that there are."""
+        """Secrets in the files that QEMU has written."""
         guest = self.run_dma(self.commands(shared), Devices(self.dir))
         self.assertIsNone(guest.end()['violation'])
         return self.search(guest, words(RINGS, RING_PAGES + PAGES, self.SEED))
@@ -284,7 +283,7 @@ class Secrets(DmaTest):
 
 
 class Race(DmaTest):
-    """One vCPU has devices transfer what another converts meanwhile.
+    """One vCPU has devices access memory that another one converts.
 
     ROUNDS: how often each device transfers COUNT times in each way
     """
@@ -294,17 +293,17 @@ class Race(DmaTest):
     COUNT = 10
 
     def commands(self, kinds, rounds):
-        """Both vCPUs, and in the end all devices do work."""
-        return (f'write {ASIDE:#x} 64 {self.SEED}\npatience 20\n'
+        """Both vCPUs run; in the end all devices have to work."""
+        return (f'write {ASIDE:#x} 64 {self.SEED}\ntimeout 20\n'
                 f'repeat {rounds}\ncpu 0\n' +
                 ''.join(dma(*kind, self.COUNT) for kind in kinds) +
                 f'cpu 1\nalternate {self.SEED} {ALL}\nbarrier\nend\ncpu 0\n'
                 f'check {ASIDE:#x} 64 {self.SEED}\n'
-                f'convert {ALL} shared\npatience 1000000\n' +
+                f'convert {ALL} shared\ntimeout 1000000\n' +
                 ''.join(dma(*kind, 3, 3) for kind in kinds))
 
     def check_race(self, names=NAMES, ranges=RANGES, rounds=None, **kwargs):
-        """All is well after it, and no secret got out."""
+        """Devices work after the race, and no secret was emitted."""
         rounds = rounds or self.ROUNDS
         kinds = [(name, where, direction) for name in names
                  for where in ranges for direction in ('in', 'out')]
@@ -314,7 +313,7 @@ class Race(DmaTest):
         done, *others = self.outcomes(guest)
         self.assertEqual(done + sum(others),
                          len(kinds) * (rounds * self.COUNT + 3))
-        # Memory was met in either state.
+        # Devices have found memory in both states.
         self.assertGreater(done, rounds)
         self.assertGreater(sum(
             block['counters']['denied'] for block in guest.cmd(
@@ -357,7 +356,7 @@ class RaceHere(Race):
 
 
 class RaceOnAnotherKvm(Race):
-    """Where a conversion is asked for by a hypercall."""
+    """On a KVM that passes hypercalls on."""
 
     EMULATED_HOST = ()
     ROUNDS = 4

@@ -31,7 +31,7 @@ class EmulatedHost(unittest.TestCase):
         return process
 
     def waiting(self, process):
-        """A context that ends it if nothing happens in there."""
+        """A context that kills the process if it makes no progress."""
         return watch.ending(process.kill, watch.Watch(
             'the emulated host', work=lambda: watch.work_of(
                 process.pid, *watch.descendants(process.pid))))
@@ -91,11 +91,11 @@ class EmulatedHost(unittest.TestCase):
                 found.append(pid)
         return found
 
-    def test_a_command_that_stands_still(self):
-        status, out, err = self.run_tool('--patience', '5', '--', 'sh', '-c',
+    def test_a_command_that_makes_no_progress(self):
+        status, out, err = self.run_tool('--stall-limit', '5', '--', 'sh', '-c',
                                          'echo here; sleep 1000')
         self.assertEqual((status, out), (124, 'here\n'))
-        self.assertIn('nothing happens for 5 s', err)
+        self.assertIn('no sign of progress for 5 s', err)
         self.assertEqual(self.emulators(), [])
 
     def test_nothing_is_left_when_it_is_killed(self):

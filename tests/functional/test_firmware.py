@@ -21,9 +21,9 @@ def for_each(cpus, command):
 
 
 class Image(unittest.TestCase):
-    """What launches of confidential guests read from it.
+    """The tables that launches of confidential guests read.
 
-    Read by code that knows nothing of how the image is made.
+    gmemlab.measure reads them, which knows nothing of how the image is made.
     """
 
     @classmethod
@@ -36,15 +36,15 @@ class Image(unittest.TestCase):
         self.assertEqual(len(self.image), 64 << 10)
 
     def check_sections(self, ranges, image, metadata):
-        """All of the image, and no page of others twice or above 1 MiB.
+        """Ranges are the whole image, and metadata pages once, below 1 MiB.
 
-        @metadata: the names of the others
+        @metadata: the names of the metadata's ranges
         """
         first, *others = ranges
         self.assertEqual((first.name, first.gpa, first.data),
                          (image, 0xffff0000, self.image))
         self.assertEqual([r.name for r in others], metadata)
-        end = 4096              # page 0 is nobody's
+        end = 4096              # page 0 is not used
         for r in sorted(others, key=lambda r: r.gpa):
             self.assertGreaterEqual(r.gpa, end)
             end = r.gpa + r.size
@@ -71,10 +71,10 @@ class Image(unittest.TestCase):
                          ['measured', 'added', 'added'])
 
     def test_reset_vectors(self):
-        # Of the first vCPU: a near jump, from 16 bytes before the end.
+        # The first vCPU: a near jump, from 16 bytes before the end
         jump, distance = struct.unpack_from('<Bh', self.image, 0xfff0)
         self.assertEqual(jump, 0xe9)
-        # Of the others in an SEV-ES guest.
+        # The other vCPUs of an SEV-ES guest
         self.assertEqual(
             Firmware(self.image).entry(
                 uuid.UUID('00f771de-1a7e-4fcb-890e-68c77e2fb44e'), '<I'),
@@ -82,7 +82,7 @@ class Image(unittest.TestCase):
 
 
 class Boot(FirmwareTest):
-    """It comes up on every vCPU, and all RAM is the guest_memfd."""
+    """The firmware starts on every vCPU; all RAM is the guest_memfd."""
 
     def check_boot(self, machine, cpus):
         guest = self.check_list(
@@ -128,7 +128,7 @@ class Boot(FirmwareTest):
 
 
 class Memory(FirmwareTest):
-    """What it writes, and what it finds."""
+    """The firmware's writes and checks"""
 
     def check_above_4_gib(self, machine, end):
         last = end - 16 * 4096
@@ -146,7 +146,7 @@ class Memory(FirmwareTest):
     def test_above_4_gib_on_pc(self):
         self.check_above_4_gib('pc', 6 << 30)
 
-    def test_wrong_contents_are_told(self):
+    def test_wrong_contents_are_reported(self):
         guest = self.run_list('write 0x100000 2 1\n'
                               'check 0x100000 2 2\n'
                               'check 0x101000 1 1\n'
@@ -185,8 +185,8 @@ class Memory(FirmwareTest):
             self.assertRegex(text, r'^\d{3,} pages written, \d{3,} checked, '
                                    '0 converted, 0 busy$')
 
-    def test_random_steps_notice_what_is_lost(self):
-        # Nothing is there.
+    def test_random_steps_notice_lost_contents(self):
+        # There is no memory.
         guest = self.run_list('random 1 100 0xc0000000 4 no-convert\n')
         text, = guest.failures()
         self.assertRegex(text, '^line 1: random .*: gpa 0xc000.000 wanted '
@@ -204,7 +204,7 @@ class List(FirmwareTest):
         self.assertEqual([line.text for line in guest.lines()],
                          [inner, inner, outer] * 3)
 
-    def test_nobody_passes_a_barrier_alone(self):
+    def test_no_vcpu_passes_a_barrier_alone(self):
         cpus, rounds = 8, 20
         guest = self.check_list(f'cpu all\nrepeat {rounds}\nin 0x402 1\n'
                                 'barrier\nend\n', cpus=cpus)
@@ -312,11 +312,11 @@ class List(FirmwareTest):
 
 
 class Hypercall(FirmwareTest):
-    """KVM refuses conversions by itself if the emulator does not want them."""
+    """KVM refuses conversions if the emulator did not ask for the exit."""
 
     EMULATED_HOST = ()
 
-    def test_enosys_is_told(self):
+    def test_enosys_is_reported(self):
         guest = self.run_list('cpu all\n'
                               'convert 0x100000 1 private\n'
                               'convert 0x100000 1 shared expect ENOSYS\n'

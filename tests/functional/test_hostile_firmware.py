@@ -13,7 +13,7 @@ from test_simkvm import KvmModeTest
 from test_swp import swp
 
 MIB = 1 << 20
-# What all vCPUs convert at the same time, and what nobody does.
+# Pages that all vCPUs convert at the same time, and pages that none does
 GPA, PAGES = 16 * MIB, 64
 KEPT = 32 * MIB
 
@@ -24,7 +24,7 @@ ODD = (0xc0000, 0xf0000, 0xa0000000, 0xb0000000, 0xfec00000, 0xfee00000,
 
 
 def accesses(at):
-    """Accesses of all sizes, that do not change what runs the guest."""
+    """Accesses of all sizes that do not harm the firmware itself."""
     lines = ''.join(f'mmio-read {at:#x} {size} expect any\n'
                     for size in (1, 2, 4, 8))
     if at < 0xfec00000:
@@ -116,9 +116,9 @@ class OnTheModel(Hostile, KvmModeTest):
 
 
 class SoftwareProtectedOnTheModel(OnTheModel):
-    """The same, of a guest whose KVM does not know what it wants."""
+    """The same, with software-protected guests."""
 
-    # A KVM that emulates all that a guest does would not see private pages.
+    # A KVM that emulates every instruction would not see private pages.
     EMULATED_HOST = ()
     STEPS = 200
     test_snp = test_tdx = None

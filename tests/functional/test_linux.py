@@ -85,7 +85,7 @@ class DirtyLog(LinuxTest):
 
 
 class Migration(MigrationTests, LinuxTest):
-    """Of a Linux guest."""
+    """Migration of a Linux guest."""
 
     SIZE = 512 * MIB
     FRESH = 'gmem: ready'
@@ -100,10 +100,10 @@ class Migration(MigrationTests, LinuxTest):
 
 
 class Size(LinuxTest):
-    """Memory that comes and goes."""
+    """Memory that is plugged, unplugged or ballooned."""
 
     def memory(self, guest):
-        """What the guest sees, in bytes."""
+        """Size of the guest's memory in bytes, as the guest sees it."""
         return int(re.search(r'MemTotal: *(\d+)',
                              guest.run('cat /proc/meminfo'))[1]) << 10
 
@@ -184,7 +184,7 @@ class Numa(LinuxTest):
             return int(re.search(r'MemFree: *(\d+)', f.read())[1]) << 10
 
     def used(self, properties):
-        """How much of each node a guest's memory takes that it writes."""
+        """Bytes of each node that a guest takes by writing its memory."""
         guest = self.start(backend=f'{GUEST_MEMFD},{properties}')
         allocated = guest.block()['allocated']
         before = [self.free(node) for node in (0, 1)]

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Transfers in flight while their memory becomes private.
 
-Others than QEMU's own code hold the pages then: threads, io_uring, vhost in
-the kernel, a process behind vhost-user.  A transfer ends well or with an
-error; device and guest go on.
+The pages are held by threads, io_uring, vhost in the kernel, or a process
+behind vhost-user.  A transfer succeeds or fails; device and guest go on.
 """
 import os
 import re
@@ -23,8 +22,8 @@ GPA, PAGES = 0x1000000, 8
 SEED = 7
 WRITTEN = 2048 * 512    # where the driver writes the disk
 NET_MODULES = {'vhost_net': '/dev/vhost-net', 'tun': '/dev/net/tun'}
-# What QEMU runs with the name of the TAP device that it has made.  Nothing but
-# the test is on the wire.
+# A script that QEMU runs with the name of its TAP device.  Nothing else sends
+# packets there.
 TAP_SCRIPT = f'''#!/bin/sh -e
 ipv6=/proc/sys/net/ipv6/conf/$1/disable_ipv6
 [ ! -e $ipv6 ] || echo 1 > $ipv6
@@ -33,7 +32,7 @@ ipv6=/proc/sys/net/ipv6/conf/$1/disable_ipv6
 
 
 def pattern():
-    """Bytes that the firmware's "check" wants at GPA."""
+    """Bytes that the firmware's "check" expects at GPA."""
     low, odd = (1 << 64) - 1, 0xd6e8feb86659fd93
     x = (SEED + 1) * odd & low
     x = (x ^ x >> 32) * odd & low
@@ -45,17 +44,17 @@ def pattern():
 def one_converts(device, times, kind):
     """A list: a vCPU transfers, and another one converts that memory.
 
-    First and last of all, it is shared and nobody converts.
+    At its begin and end, the memory is shared and no vCPU converts.
     """
     check = f'check {GPA} {PAGES} {SEED}\n' if device == 'virtio-blk' else ''
     works = f'dma {device} buffer {GPA} {PAGES} in 3 expect 3\n{check}' \
             f'dma {device} buffer {GPA} {PAGES} out 3 expect 3\n'
     return f'convert {GPA} {PAGES} shared\n{works}' \
            f'cpu all\nbarrier\ncpu 1\nalternate 1 {GPA} {PAGES}\n' \
-           'cpu 0\npatience 20\n' + ''.join(
+           'cpu 0\ntimeout 20\n' + ''.join(
                f'dma {device} {kind} {GPA} {PAGES} {way} {times}\n'
                for way in ('in', 'out')) + \
-           'cpu all\nbarrier\ncpu 0\npatience 1000000\n' \
+           'cpu all\nbarrier\ncpu 0\ntimeout 1000000\n' \
            f'convert {GPA} {PAGES} shared\n{works}'
 
 
@@ -87,7 +86,7 @@ class PinTest(KvmModeTest):
             self.assertEqual(f.read(PAGES * PAGE), pattern())
 
     def outcomes(self, guest, times):
-        """What became of transfers while memory was converted.
+        """Outcomes of transfers while memory was converted.
 
         Returns [done, failed, lost, not started] of each such command.
         """
@@ -99,8 +98,8 @@ class PinTest(KvmModeTest):
     def check_pinned(self, device, times, more, kind='buffer'):
         """Play one_converts(); returns its outcomes.
 
-        Then self.log is what the emulator said, and self.counters what it
-        says of the memory.
+        Sets self.log to the emulator's standard error, and self.counters to
+        those of the memory.
         """
         guest = self.snp(one_converts(device, times, kind), cpus=2, more=more)
         self.launch(guest)
@@ -108,7 +107,7 @@ class PinTest(KvmModeTest):
                  guest.output() or not guest.is_running(), guest)
         guest.assert_runs()
         self.assertEqual(guest.failures(), [], guest.output())
-        # Somebody did convert meanwhile.
+        # There were conversions meanwhile.
         converted = re.search(r'alternate .*: (\d+) converted', guest.output())
         self.assertGreater(int(converted[1]), 10)
         outcomes = self.outcomes(guest, times)
@@ -137,7 +136,7 @@ class Aio(PinTest):
             self.skipTest(lacks)
         for done, failed, lost, not_started in self.check_pinned(
                 'virtio-blk', self.TIMES, self.drive(aio)):
-            # Not every one escaped.
+            # Some transfers have met a conversion.
             self.assertGreater(failed + lost + not_started, 0)
 
     def test_threads(self):
@@ -151,7 +150,7 @@ class Aio(PinTest):
 
     def test_pages_that_are_pinned_for_a_while(self):
         # All conversions to private of a page fail, many times in a row.
-        # File 0 was made to see whether that can be done.
+        # File 0 is QEMU's probe.
         self.CONFIG += f'\npin {GPA} {PAGE} file=1 times=50'
         self.check_pinned('virtio-blk', self.TIMES, self.drive('threads'))
         self.assertGreaterEqual(self.counters['busy'], 50)
@@ -191,17 +190,17 @@ class VhostUser(PinTest):
             f'convert {GPA} {PAGES} shared\n'
             f'dma virtio-blk buffer {GPA} {PAGES} in 3 expect 3\n'
             f'cpu all\nbarrier\ncpu 1\nalternate 1 {GPA} {PAGES}\n'
-            f'cpu 0\npatience 1\nrepeat 60\n'
+            f'cpu 0\ntimeout 1\nrepeat 60\n'
             f'dma virtio-blk buffer {GPA} {PAGES} in 10\nend\n'
             f'cpu all\nbarrier\n', cpus=2, more=args))
-        # As it would by a touch of a private page.
+        # A touch of a private page would kill it so.
         wait_for('transfers', lambda: guest.output().count('ok dma') > 3,
                  guest)
         process.send_signal(signal.SIGBUS)
         process.wait()
         guest.wait_done()
         self.assertEqual(guest.failures(), [], guest.output())
-        # The guest was still at it.
+        # The guest was still transferring.
         self.assertIn(' 0 done, 0 failed, 10 lost', guest.output())
         guest.assert_runs()
         guest.end()
@@ -243,7 +242,7 @@ class VhostKernel(PinTest):
 
     def test_buffers(self):
         self.check_vhost('buffer')
-        # It was vhost all the time.
+        # QEMU did not fall back to its own virtio-net.
         self.assertNotIn('falling back', self.log)
 
     def test_rings(self):

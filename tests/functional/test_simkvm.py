@@ -66,16 +66,16 @@ class KvmModeTest(FirmwareTest):
             args=['-object', snp(self.PROPERTIES + ',id=cgs'), *args], **kwargs)
 
     def tdx(self, commands, **kwargs):
-        """The same of a TDX guest."""
+        """A TDX guest."""
         return self.sim(
             commands, self.CONFIG, backend=self.BACKEND,
             machine='q35,confidential-guest-support=cgs',
-            # A real KVM that has no TDX need not know of these.
+            # A real KVM without TDX may lack these.
             cpu=CPU + ',phys-bits=48,guest-phys-bits=48',
             args=['-object', 'tdx-guest,id=cgs'], **kwargs)
 
     def play(self, guest):
-        """Run its list, without failure; it is still there then."""
+        """Run the guest's list; there is no failure, and the guest runs."""
         self.launch(guest)
         guest.wait_done()
         self.assertEqual(guest.failures(), [], guest.output())
@@ -123,8 +123,7 @@ class KvmMode(KvmModeTest):
         self.assertTrue(launch['finished'])
         self.assertEqual(launch['digest'],
                          SnpLaunch(self.image()).digest().hex())
-        # What was shared and is private again was written, and so was a page
-        # of each state: both memories have them.
+        # Pages that were written in both states are in both memories.
         self.assertGreater(report['peak']['guest-memfd'], 16 * PAGE)
 
     def test_tdx_launch_and_conversions(self):
@@ -146,7 +145,7 @@ class KvmMode(KvmModeTest):
             state 0x1006000 2 shared
         ''')
 
-    def test_states_are_told_apart(self):
+    def test_the_wrong_state_is_a_failure(self):
         guest = self.launch(self.snp('state 0x1000000 2 shared'))
         guest.wait_done()
         self.assertEqual(len(guest.failures()), 1, guest.output())
@@ -160,7 +159,7 @@ class KvmMode(KvmModeTest):
 
     def test_vcpus_that_convert_next_to_each_other(self):
         cpus = 4
-        # In one slot of the emulator's, page by page another vCPU's.
+        # Pages of one slot belong to the vCPUs in turn.
         self.play_snp(''.join(f'''
             cpu {n}
             repeat 40
@@ -220,7 +219,7 @@ class KvmModeInPlace(KvmMode):
 
 
 class KvmModeOnAnotherKvm(KvmModeTest):
-    """Where a hypercall leaves KVM by itself."""
+    """On a KVM that passes hypercalls on."""
 
     EMULATED_HOST = ()
 

@@ -37,13 +37,13 @@ def swp(properties='', machine='q35'):
 
 
 def starts_private(**kwargs):
-    """The same, and all RAM is private at first."""
+    """Arguments of Guest: the same, with all RAM private at first."""
     guest = swp(',initial-state=private', **kwargs)
     return {**guest, 'args': guest['args'] + STARTS_PRIVATE}
 
 
 def with_flash(firmware):
-    """The same as swp(), and the firmware comes from flash."""
+    """Arguments of Guest: the same as swp(), with firmware in flash."""
     guest = swp()
     return {**guest, 'args': guest['args'] + [
         '-drive', 'if=pflash,format=raw,readonly=on,file=' + firmware]}
@@ -185,7 +185,7 @@ class Conversions(SwpTest):
 
 
 class Hostile(SwpTest):
-    """Guests that ask for anything, of all vCPUs at the same time."""
+    """Guests whose vCPUs all make odd requests at the same time."""
 
     # Requests that convert, by the number of vCPUs: 100,000 in all.
     WANTED = {1: 20000, 2: 30000, 4: 50000}
@@ -224,7 +224,7 @@ class Hostile(SwpTest):
             r': (\d+) requests converted', guest.output())]
         self.assertEqual(len(converted), cpus)
         self.assertGreaterEqual(sum(converted), self.WANTED[cpus])
-        # What is shared has left nothing behind.
+        # Shared pages take no private memory.
         self.assertEqual(self.private_bytes(guest), 16 * PAGE)
 
     def test_1_vcpu(self):
@@ -241,19 +241,19 @@ class Reset(SwpTest):
     """A reset brings all RAM back to its initial state, and leaks nothing."""
 
     def resources(self, guest):
-        """What QEMU holds, of a guest that is stopped at its reset."""
+        """QEMU's files and private bytes, when a guest stops at its reset."""
         slots = guest.cmd('human-monitor-command', command_line='info mtree '
                           '-f').count('\n')
         return len(self.fds(guest)), slots, self.private_bytes(guest)
 
     def wait_resets(self, guest, times):
-        """The guest has come to that many resets; it is stopped after one."""
+        """Wait for that many resets; the guest is stopped after each."""
         wait_for(f'{times} resets', lambda:
                  [line.text for line in guest.lines()].count('reset') >= times
                  or guest.failures(), guest)
         guest.cmd('stop')
         guest.cmd('system_reset')
-        # It is over when the next command is read.
+        # The reset is over when QEMU reads the next command.
         wait_for('the reset', lambda: guest.cmd('query-status')['status'] in (
             'paused', 'prelaunch'), guest)
         self.assertEqual(guest.failures(), [], guest.output())
@@ -270,7 +270,7 @@ class Reset(SwpTest):
         self.assertGreaterEqual(guest.output().count('reset\n'), RESETS)
 
     def test_to_shared_100_times(self):
-        # What was written to was private; shared bytes there are none.
+        # The guest wrote to private pages only.
         self.check_resets(f'''
             check-zero {GPA} 16
             convert {GPA} 16 private
@@ -279,7 +279,7 @@ class Reset(SwpTest):
         ''', **swp())
 
     def test_to_private_100_times(self):
-        # What was written to was shared, and so are its bytes.
+        # The guest wrote to shared pages only.
         self.check_resets(f'''
             check-zero {GPA} 16
             convert {GPA} 16 shared
@@ -328,8 +328,7 @@ class SeaBios(BaremetalTest):
 class Linux(GuestTest):
     """A stock kernel, which knows nothing of private memory.
 
-    It finds its command line and its initramfs, or it would not say that it
-    is ready.
+    It reports that it is ready only if it found its command line and initramfs.
     """
 
     setUpClass = SwpTest.setUpClass
@@ -360,17 +359,17 @@ class Linux(GuestTest):
 
 
 class Errors(SwpTest):
-    """What a software-protected guest cannot have, and why."""
+    """Configurations that are refused, and the reasons."""
 
     def start_error(self, args, machine='', **kwargs):
-        """What QEMU says when it refuses to start."""
+        """QEMU's error when it refuses to start."""
         guest = Guest(self.dir, self.firmware, '', machine='q35' + machine +
                       ',confidential-guest-support=swp', args=args,
                       **{'backend': None, **kwargs})
         return self.refused(guest)
 
     def refused(self, guest):
-        """The same, of a Guest."""
+        """QEMU's error when it refuses to start a Guest."""
         guest.set_qmp_monitor(False)
         guest.launch()
         guest.wait()
@@ -408,13 +407,13 @@ class Errors(SwpTest):
 class OnTheModel(KvmModeTest):
     """Guest code on a real KVM, with the model of a kernel above it.
 
-    A KVM that emulates all that a guest does would not see private pages.
+    A KVM that emulates every instruction would not see private pages.
     """
 
     EMULATED_HOST = ()
 
     def run_sim(self, commands, generation='g2', **kwargs):
-        """A guest that comes to the end of its list; it is still there."""
+        """Run a guest to the end of its list; it still runs then."""
         return self.play(self.sim(commands, 'generation ' + generation,
                                   name=generation, **{**swp(), **kwargs}))
 

@@ -42,7 +42,7 @@ class GuestTest(unittest.TestCase):
     def check_that_ram_is_guest_memfd(self, guest, size):
         """All of ram0 is one mapping of a guest_memfd, and it is bound.
 
-        Returns what query-guest-memfd says of it.
+        Returns its entry in query-guest-memfd.
         """
         block = guest.block()
         # anon_inode:[kvm-gmem] or, on a later kernel, /[kvm-gmem] (deleted)
@@ -53,7 +53,7 @@ class GuestTest(unittest.TestCase):
         self.assertEqual(
             (end - start, mode, int(offset, 16), int(inode)),
             (size, 'rw-s', 0, block['inode']))
-        # QEMU's RAM block is there, and not in some other memory.
+        # QEMU's RAM block is that mapping.
         text = guest.cmd('human-monitor-command', command_line='info ramblock')
         row = re.search(r'^\s*\S*ram0\s.*?0x\w+\s+0x\w+\s+0x(\w+)\s+0x(\w+)',
                         text, re.M)
@@ -74,11 +74,11 @@ class MigrationTests:
       start(name, backend=, accel=, args=)  a guest with two vCPUs
       start_checking(...)                   the same, and it checks memory
       SIZE                                  bytes of its ram0
-      FRESH                                 what a guest says that boots anew
+      FRESH                                 text that a guest prints at boot
     """
 
     def check_target(self, guest, backend):
-        """It goes on where the source was, and not from the start."""
+        """The target goes on where the source was; it does not boot."""
         wait_for('the target to run', lambda:
                  guest.cmd('query-status')['status'] == 'running', guest)
         guest.assert_works()

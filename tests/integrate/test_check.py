@@ -62,13 +62,13 @@ class Check(unittest.TestCase):
         self.assertEqual(status, 1)
         self.assertEqual(out[-1], '9 passed, 1 failed, 0 skipped')
 
-    def test_reasons_are_told_again_at_the_end(self):
+    def test_reasons_are_repeated_at_the_end(self):
         self.suite('a', 'echo SKIP x: no KVM; echo FAIL y: bad; echo noise;'
                         'echo 1 passed, 1 failed, 1 skipped')
         out = self.run_all()[1]
         self.assertEqual(out[-4:-2], ['SKIP x: no KVM', 'FAIL y: bad'])
 
-    def test_times_of_all_suites_are_told_at_the_end(self):
+    def test_times_of_all_suites_are_printed_at_the_end(self):
         self.suite('a', 'echo 1 passed, 0 failed, 0 skipped')
         self.suite('b', 'echo 2 passed, 0 failed, 1 skipped')
         out = self.run_all()[1]

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Unit tests of scripts/fetch: sources that are not right are not taken."""
+"""Unit tests of scripts/fetch: wrong sources are refused."""
 import functools
 import hashlib
 import http.server
@@ -18,7 +18,7 @@ NAME = 'qemu_1.2.3.tar.xz'
 
 
 def make_tarball(version='1.2.3'):
-    """A tarball of sources that consist of VERSION only, as bytes."""
+    """A tarball, as bytes, whose only file is VERSION."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode='w:xz') as tar:
         member = tarfile.TarInfo('qemu/VERSION')
@@ -33,7 +33,7 @@ def sha256(data):
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a directory; what is below /cut/ breaks off half-way."""
+    """Serves a directory; files below /cut/ break off half-way."""
 
     def log_message(self, *_):
         pass
@@ -85,7 +85,7 @@ class Fetch(unittest.TestCase):
         return path
 
     def apt(self, sources=None):
-        """Configures an apt that never was here, with these sources."""
+        """Configures an apt without lists, with these sources."""
         config = (f'Dir::State::Lists "{self.dir}/lists";'
                   f'Dir::Cache "{self.dir}/cache"; Acquire::Retries 0;'
                   'APT::Sandbox::User "root";')
@@ -114,7 +114,7 @@ class Fetch(unittest.TestCase):
         return done.stdout
 
     def fails(self, *args, **env):
-        """The same, where nothing can be had and nothing may be left."""
+        """The same; it fails, and leaves no file."""
         output = self.fetch(*args, status=1, **env)
         self.assertIsNone(self.version())
         self.assertEqual(self.downloads(), [])
@@ -131,7 +131,7 @@ class Fetch(unittest.TestCase):
             return None
 
     def downloads(self):
-        """What fetch has left among the downloads, but for its log."""
+        """Files that fetch has left among the downloads, but for its log."""
         return [name for name in
                 os.listdir(os.path.join(self.build, 'downloads'))
                 if name != 'fetch.log']
@@ -145,7 +145,7 @@ class Fetch(unittest.TestCase):
         self.assertLess(output.index(self.url + '/file'),
                         output.index('unpacking'))
 
-    def test_what_is_there_is_not_fetched_again(self):
+    def test_sources_that_are_there_are_not_fetched_again(self):
         self.write('www/file', self.tarball)
         self.rows(self.url + '/file')
         self.fetch()
@@ -175,7 +175,7 @@ class Fetch(unittest.TestCase):
         self.fetch()
         self.assertEqual(self.version(), '1.2.3')
 
-    def test_an_archive_is_known_by_what_it_says_it_is(self):
+    def test_an_archive_is_known_by_its_lists(self):
         packages = b'Package: x\nVersion: 1\nArchitecture: all\n'
         for name, label in (('debian', 'Debian-Security'), ('ftp', 'Debian')):
             dist = f'www/{name}/dists/x/'
@@ -250,7 +250,7 @@ class Fetch(unittest.TestCase):
         self.fetch()
         self.assertEqual(self.version(), '1.2.3')
 
-    def test_what_an_interrupted_run_left_is_not_taken(self):
+    def test_files_of_an_interrupted_run_are_not_taken(self):
         self.write(f'build/downloads/{NAME}.part', b'half a file')
         self.write(f'build/downloads/{NAME}', b'half a file')
         self.write('build/pristine.new/VERSION', b'1.2.3\n')

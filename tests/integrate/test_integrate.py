@@ -88,7 +88,7 @@ class Tree(unittest.TestCase):
         return integrate.apply(self.src, self.dest, self.hooks(text))
 
     def fails(self, text, *wanted):
-        """Applying fails, says all of @wanted, and writes nothing."""
+        """Applying fails, prints all of @wanted, and writes nothing."""
         with self.assertRaises(integrate.HookError) as caught:
             self.apply(text)
         for words in wanted:
@@ -158,7 +158,7 @@ class Places(Tree):
 
 
 class Faults(Tree):
-    """What does not apply is named, and nothing is written."""
+    """Hooks that do not apply are named, and nothing is written."""
 
     def test_no_match(self):
         self.fails('file a.c\nafter nothing;\n| z\n', self.hook_file + ':1',
@@ -245,7 +245,7 @@ class Syntax(Tree):
 
 
 class Rerun(Tree):
-    """What a second run does."""
+    """A second run"""
 
     HOOK = 'file a.c\nafter int ret;\n| z\n'
 
@@ -285,7 +285,7 @@ class Rerun(Tree):
 
 
 class Changed(Tree):
-    """What differs around hooks, in src and dest."""
+    """Differences around hooks, in src and dest"""
 
     def changed(self, text):
         return list(integrate.changed(self.dest, self.src, self.hooks(text)))
@@ -315,7 +315,7 @@ class Changed(Tree):
         self.assertEqual(self.changed(hook.format('unlock();')), [])
         self.assertTrue(self.changed(hook.format('return')))
 
-    def test_what_is_gone(self):
+    def test_a_scope_that_is_gone(self):
         self.write(self.src, 'a.c', SOURCE.replace('second', 'third'))
         lines = self.changed('file a.c\nin function second\nend\n| z\n')
         self.assertIn('+function second: 0 matches, need exactly 1', lines)

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Unit tests of gmemlab/watch.py: what is slow goes on, what stands still ends."""
+"""Unit tests of gmemlab/watch.py: waits end when there is no more progress."""
 import os
 import signal
 import subprocess
@@ -14,7 +14,7 @@ from gmemlab import watch      # noqa: E402
 
 
 class Guest:
-    """Something that is waited for, and a clock."""
+    """A guest that is waited for, and a clock."""
 
     def __init__(self, **kwargs):
         self.now = 1000
@@ -25,7 +25,7 @@ class Guest:
             lambda: self.said, clock=lambda: self.now, **kwargs)
 
     def wait(self, seconds, share=0):
-        """Somebody waits, and it gets that share of a processor."""
+        """Wait while the guest gets that share of a processor."""
         for _ in range(seconds):
             self.now += 1
             self.worked += share
@@ -35,25 +35,25 @@ class Guest:
 class Watch(unittest.TestCase):
     """When a wait ends, by a clock of the test."""
 
-    def test_what_stands_still_ends_after_a_minute(self):
+    def test_a_wait_without_progress_ends_after_a_minute(self):
         guest = Guest()
         guest.said = 'boots'
         guest.wait(60)
         with self.assertRaisesRegex(
-                TimeoutError, 'waited for the guest: nothing happens for '
+                TimeoutError, 'waited for the guest: no sign of progress for '
                 '60 s; seen last: boots'):
             guest.wait(1)
 
-    def test_what_says_something_now_and_then_goes_on(self):
+    def test_a_guest_that_prints_now_and_then_goes_on(self):
         guest = Guest()
         for _ in range(20):
             guest.wait(59)
             guest.said += '.'
 
-    def test_what_works_and_says_nothing_goes_on(self):
+    def test_a_guest_that_works_and_prints_nothing_goes_on(self):
         Guest().wait(299, share=1)
 
-    def test_what_works_for_long_and_says_nothing_ends(self):
+    def test_a_guest_that_works_for_long_and_prints_nothing_ends(self):
         guest = Guest()
         guest.said = 'boots'
         guest.wait(1)
@@ -69,10 +69,10 @@ class Watch(unittest.TestCase):
             guest.wait(20, share=0.25)
 
     def test_timers_of_an_idle_guest_are_no_work(self):
-        with self.assertRaisesRegex(TimeoutError, 'nothing happens'):
+        with self.assertRaisesRegex(TimeoutError, 'no sign of progress'):
             Guest().wait(61, share=0.09)
 
-    def test_what_says_something_for_ever_ends(self):
+    def test_a_guest_that_prints_for_ever_ends(self):
         guest = Guest()
         for _ in range(1799):
             guest.wait(1, share=1)
@@ -80,22 +80,22 @@ class Watch(unittest.TestCase):
         with self.assertRaisesRegex(TimeoutError, 'no end in 1800 s'):
             guest.wait(1)
 
-    def test_time_in_which_nobody_looks_does_not_count(self):
+    def test_time_between_checks_counts_up_to_a_limit(self):
         guest = Guest()
         guest.now += 10000
         guest.wait(54)
         with self.assertRaises(TimeoutError):
             guest.wait(60)
 
-    def test_patience(self):
-        guest = Guest(patience=600)
+    def test_stall_limit(self):
+        guest = Guest(stall_limit=600)
         guest.wait(599)
         with self.assertRaisesRegex(TimeoutError, '600 s'):
             guest.wait(1)
 
 
 class Programs(unittest.TestCase):
-    """Programs that stand still until they are killed."""
+    """Programs that make no progress until they are killed."""
 
     def start(self):
         process = subprocess.Popen(['cat'], stdin=subprocess.PIPE,
@@ -109,28 +109,28 @@ class Programs(unittest.TestCase):
         clock = iter(range(0, 1 << 30, watch.LONGEST_GAP))
         return watch.Watch('a cat', clock=lambda: next(clock))
 
-    def test_it_is_ended(self):
+    def test_a_program_without_progress_is_ended(self):
         cat = self.start()
         with self.assertRaisesRegex(TimeoutError, 'waited for a cat'):
             with watch.ending(cat.kill, self.watch(), interval=0):
                 cat.wait()
         self.assertEqual(cat.returncode, -signal.SIGKILL)
 
-    def test_errors_that_follow_from_that_are_its_cause(self):
+    def test_the_error_of_the_killed_block_is_the_cause(self):
         cat = self.start()
         with self.assertRaises(TimeoutError) as caught:
             with watch.ending(cat.kill, self.watch(), interval=0):
                 raise EOFError(cat.stdout.read())
         self.assertIsInstance(caught.exception.__cause__, EOFError)
 
-    def test_other_errors_stay(self):
+    def test_an_error_of_the_block_alone_is_raised(self):
         cat = self.start()
         with self.assertRaises(EOFError):
             with watch.ending(cat.kill, self.watch(), interval=60):
                 raise EOFError
         self.assertIsNone(cat.poll())
 
-    def test_a_sign_that_cannot_be_had_is_an_error(self):
+    def test_an_error_of_the_sign_is_raised(self):
         cat = self.start()
         signs = [1]
         with self.assertRaises(IndexError):
@@ -143,13 +143,13 @@ class Programs(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout, done.stderr),
                          (-signal.SIGKILL, 'out\n', 'err\n'))
 
-    def test_run_ends_what_stands_still(self):
+    def test_run_kills_a_program_without_progress(self):
         with self.assertRaisesRegex(TimeoutError, 'waited for sleep 1000: '
-                                    "nothing happens .*; seen last: ''"):
-            watch.run(['sleep', '1000'], patience=0.01)
+                                    "no sign of progress .*; seen last: ''"):
+            watch.run(['sleep', '1000'], stall_limit=0.01)
 
-    def test_work_is_that_of_children_too(self):
-        # It ends when it sees that it has worked; and then it is counted.
+    def test_work_of_children_counts_too(self):
+        # The child's work counts once it has ended.
         subprocess.run([sys.executable, '-c', 'import os\n'
                         'while sum(os.times()[:2]) < 0.1: pass'], check=True)
         self.assertGreater(watch.work_of(os.getpid()), 0.09)

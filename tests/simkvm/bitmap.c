@@ -1,5 +1,5 @@
 /*
- * simkvm: a bit a page, for address spaces that are mostly empty
+ * simkvm: a bit per page, for address spaces that are mostly empty
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -12,7 +12,7 @@
 void sim_bitmap_init(SimBitmap *b, uint64_t pages)
 {
     b->nr_chunks = (pages + CHUNK_PAGES - 1) >> CHUNK_SHIFT;
-    /* Not calloc(): what is never touched shall cost nothing. */
+    /* Not calloc(): pages that are never touched shall not be allocated. */
     b->chunks = mmap(NULL, b->nr_chunks * sizeof(*b->chunks),
                      PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -82,7 +82,7 @@ uint64_t sim_bitmap_run(const SimBitmap *b, uint64_t page, uint64_t end)
             continue;
         }
         word = b->chunks[chunk][bit / 64];
-        /* Ones where the bit differs, from this page on. */
+        /* 1 where the bit differs from that of @page; bit 0 is @page's. */
         word = (on ? ~word : word) >> bit % 64;
         if (word) {
             page += __builtin_ctzll(word);

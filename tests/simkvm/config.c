@@ -20,7 +20,7 @@ SimConfig sim_config = {
 
 typedef struct Fault {
     char *call;
-    uint64_t vm;                /* calls before this one's creation: no */
+    uint64_t vm;                /* calls before its creation do not count */
     uint64_t at;                /* the first call to fail, from 1 */
     uint64_t times;
     uint64_t every;             /* and again after so many; UINT64_MAX: no */
@@ -120,7 +120,7 @@ int sim_errno(const char *name)
     sim_mistake("'%s' is not an errno that is used here", name);
 }
 
-/* What asks sim_fault(). */
+/* Calls whose handlers ask sim_fault() */
 static const char *const fault_calls[] = {
     "KVM_CREATE_GUEST_MEMFD", "KVM_PRE_FAULT_MEMORY",
     "KVM_SET_MEMORY_ATTRIBUTES", "KVM_SET_MEMORY_ATTRIBUTES2",
@@ -131,7 +131,7 @@ static const char *const fault_calls[] = {
     "TDX_INIT_VCPU", "TDX_INIT_VM", "fallocate", "mmap", NULL
 };
 
-/* What fails before it is looked at: sim_fault_ioctl(). */
+/* Calls that fail before their handlers see them: sim_fault_ioctl() */
 static const char *const fault_ioctls[] = {
     "KVM_CREATE_IRQCHIP", "KVM_CREATE_VCPU", "KVM_CREATE_VM",
     "KVM_ENABLE_CAP", "KVM_SET_CPUID2", "KVM_SET_IDENTITY_MAP_ADDR",
@@ -301,7 +301,7 @@ static void parse_pin(GPtrArray *words)
     sim_pin(&pin);
 }
 
-/* A line that sets one value.  Returns false if it is not one. */
+/* Takes a line that sets one value.  Returns false if it is another line. */
 static bool parse_setting(const char *verb, GPtrArray *words)
 {
     const char *word = words->len ? g_ptr_array_index(words, 0) : "";

@@ -1,22 +1,28 @@
 /*
- * simkvm: a generator of hostile requests, and what they must have come to
+ * simkvm: a generator of hostile requests, and a reference for their results
  *
- * Each vCPU asks for page-state changes that a guest has no reason to ask for,
- * among those it has.  There are pages that one vCPU alone asks for, and
- * others, around every edge of memory, for which all of them do.  In batches:
- * at the end of one, nobody asks for anything, and the state of every page is
- * compared with a reference that knows the requests and their answers only.
+ * Each vCPU asks for page-state changes, sensible ones and others.  Some pages
+ * belong to one vCPU; those around every edge of memory, all vCPUs convert.
+ * Requests come in batches.  At the end of a batch no request is in flight,
+ * and the state of every page is compared with a reference that knows the
+ * requests and their answers only.
  *
  * Requests overlap in time, so more than one state may be right.  A granted
  * request took effect at some time between its begin and its end, so it can
  * have been a page's last one unless another granted one began after its end.
- * That is what the reference keeps for each page.  A request that is wrong in
- * itself did nothing.
+ * The reference keeps these times for each page.  An invalid request changed
+ * nothing.
  *
+<<<<<<< HEAD
  * A request that is right may be refused only if a call was made to fail, or
  * a page was pinned, in its time.  It was carried out up to some page, and the
  * guest does not learn how far: of each page, it may have been the last request
  * or not.
+=======
+ * A valid request may be refused only if a call was made to fail, or a page
+ * was pinned, in its time.  It was carried out up to some page that the guest
+ * does not know: for each page, it may have been the last request or not.
+>>>>>>> h3
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -62,7 +68,7 @@ struct SimHostile {
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-/* Made once for a VM, by the first vCPU that comes: nothing is plugged in. */
+/* Made once for a VM, by its first vCPU: no memory is plugged in later. */
 static uint64_t vm_number;      /* that VM's */
 static GArray *areas;           /* Area, by gpa */
 static GArray *edges;           /* uint64_t, gpa */
@@ -124,7 +130,7 @@ static void add_area(const SimSlot *slot)
     }
 }
 
-/* Forget another VM: its files may be gone. */
+/* Drops what is known of another VM: its files may be gone. */
 static void begin_anew(void)
 {
     guint i;
@@ -173,7 +179,7 @@ static void find_areas(SimVm *vm)
     }
 }
 
-/* The greatest one. */
+/* The largest area */
 static const Area *most_memory(void)
 {
     const Area *found = &g_array_index(areas, Area, 0);
@@ -218,7 +224,7 @@ static uint64_t draw(SimHostile *h, uint64_t below)
     return sim_draw(&h->random, below);
 }
 
-/* Pages in the middle of memory, for which nobody else asks. */
+/* Pages in the middle of memory, for which no other vCPU asks */
 static void draw_own(SimHostile *h, SimRequest *r)
 {
     const Area *area = most_memory();
@@ -230,7 +236,7 @@ static void draw_own(SimHostile *h, SimRequest *r)
     r->pages = 1 + draw(h, draw(h, 8) ? MIN(16, OWN - first) : OWN - first);
 }
 
-/* Pages around an edge of memory, for which all ask. */
+/* Pages around an edge of memory, for which all vCPUs ask */
 static void draw_edge(SimHostile *h, SimRequest *r)
 {
     uint64_t edge = g_array_index(edges, uint64_t, draw(h, edges->len));
@@ -250,7 +256,7 @@ static void draw_somewhere(SimHostile *h, SimRequest *r)
     }
 }
 
-/* Where something is wrong, most often with the range. */
+/* An invalid request; most often its range is wrong */
 static void draw_bad(SimHostile *h, SimRequest *r)
 {
     static const uint64_t devices[] = {
@@ -303,7 +309,7 @@ static bool all_memory(uint64_t gpa, uint64_t size)
     return !size;
 }
 
-/* Is it to be granted, if nothing fails that usually does not? */
+/* Is it a valid request, which is granted if no call fails? */
 static bool is_right(const SimRequest *r)
 {
     uint64_t size = r->pages << SIM_PAGE_SHIFT;
@@ -377,7 +383,7 @@ void sim_hostile_answered(SimHostile *h, uint64_t answer)
                   sim_counted(SIM_PINS_MET) - r->failures;
     r->answer = answer;
     if (r->kind == SIM_FAULT) {
-        /* A software-protected guest does not want what it seems to. */
+        /* A software-protected guest's memory fault converts nothing. */
         r->answer = vm->type == KVM_X86_SW_PROTECTED_VM ? EINVAL : 0;
         r->unsure = !r->answer && r->failures;
     } else if (r->kind != SIM_MAP_GPA) {
@@ -386,7 +392,7 @@ void sim_hostile_answered(SimHostile *h, uint64_t answer)
         right = is_right(r) ? 0 : EINVAL;
         if (answer != right && (right || !r->failures)) {
             sim_violation("hostile: 0x%" PRIx64 " pages at 0x%" PRIx64 " to "
-                          "%s: the guest is told %" PRIu64 ", expected %"
+                          "%s: the guest gets %" PRIu64 ", expected %"
                           PRIu64, r->pages, r->gpa, r->private ? "private"
                           : "shared", answer, right);
         }
@@ -409,7 +415,7 @@ void sim_hostile_answered(SimHostile *h, uint64_t answer)
 
 /* --- the reference --- */
 
-/* Take a request down for all pages that it was about. */
+/* Records a request for all of its pages. */
 static void enter(const SimRequest *r)
 {
     uint64_t size = r->pages << SIM_PAGE_SHIFT;
@@ -478,7 +484,7 @@ void sim_hostile_check(SimVcpu *vcpu)
     }
 }
 
-/* --- what an emulator can be compared with --- */
+/* --- the digest, for comparison with an emulator's state --- */
 
 static void add_run(GString *text, uint64_t start, uint64_t end)
 {

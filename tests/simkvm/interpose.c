@@ -4,7 +4,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-/* The names of libc's functions are what this file defines. */
+/* This file defines functions with libc's names. */
 #undef _FILE_OFFSET_BITS
 #undef _FORTIFY_SOURCE
 #include <dlfcn.h>
@@ -30,10 +30,10 @@ struct SimFile {
 static pthread_rwlock_t files_lock = PTHREAD_RWLOCK_INITIALIZER;
 static SimFile *files[MAX_FILES];
 
-/* Not before: a sanitizer maps memory when nothing is ready for calls. */
+/* False at first: a sanitizer maps memory before the model is ready. */
 static bool begun;
 
-/* libc's function of that name, or what stands before it (a sanitizer). */
+/* The next function of that name: libc's, or a sanitizer's */
 #define REAL(ret, name, ...)                                            \
     static ret (*real_##name(void))(__VA_ARGS__)                        \
     {                                                                   \
@@ -195,7 +195,7 @@ void *sim_file_get(int fd, SimKind kind, SimFile **file)
     return *file ? (*file)->object : NULL;
 }
 
-/* @fd has become a second name of what @from is. */
+/* @fd has become a duplicate of @from. */
 static int duplicated(int from, int fd)
 {
     SimFile *file = fd < 0 ? NULL : get(from);
@@ -379,7 +379,7 @@ int munmap(void *addr, size_t len)
     return real_munmap()(addr, len);
 }
 
-/* To remove a private page is to punch a hole. */
+/* MADV_REMOVE of a private page punches a hole. */
 int madvise(void *addr, size_t len, int advice)
 {
     SimGmem *gmem = NULL;
@@ -498,7 +498,7 @@ int fchmod(int fd, mode_t mode)
     return is_gmem(fd) ? result(-EINVAL) : real_fchmod()(fd, mode);
 }
 
-/* What has been mapped without PROT_EXEC does not get it later. */
+/* A mapping without PROT_EXEC cannot get it later. */
 int mprotect(void *addr, size_t len, int prot)
 {
     uint64_t offset;
@@ -558,7 +558,7 @@ long get_mempolicy(int *mode, unsigned long *nodes, unsigned long max,
 
 static struct sigaction app_sigbus = { .sa_handler = SIG_DFL };
 
-/* Count a touch of a private page, then do what the emulator wants. */
+/* Counts a touch of a private page, then calls the emulator's handler. */
 static void on_sigbus(int signal, siginfo_t *info, void *context)
 {
     uint64_t offset;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""KVM's interface for guest_memfd, to be asked without an emulator.
+"""KVM's interface for guest_memfd, for programs without an emulator.
 
-For programs on the model: what does it answer to calls that no emulator
-makes?  Calls raise OSError.
+They ask the model for answers to calls that no emulator makes.  Calls raise
+OSError.
 """
 import fcntl
 import os

@@ -25,7 +25,7 @@ typedef struct SnpPageInfo {
 
 G_STATIC_ASSERT(sizeof(SnpPageInfo) == 0x70);
 
-/* Both kinds: what follows a MR.EXTEND is not part of its record. */
+/* PAGE.ADD and MR.EXTEND; the contents after the latter are no part of it. */
 typedef struct TdxRecord {
     char name[16];
     uint64_t gpa;
@@ -86,7 +86,7 @@ void sim_measure_tdx_extend(GChecksum *mrtd, uint64_t gpa,
 
 void sim_measure_tdx_digest(const GChecksum *mrtd, uint8_t digest[SIM_DIGEST])
 {
-    /* To ask for the digest closes a checksum. */
+    /* A checksum is closed when its digest is read, so read that of a copy. */
     GChecksum *copy = g_checksum_copy(mrtd);
     gsize size = SIM_DIGEST;
 

@@ -160,7 +160,7 @@ int sim_gmem_create(SimVm *vm, struct kvm_create_guest_memfd *args)
     g_ptr_array_add(vm->gmems, gmem);
     pthread_mutex_unlock(&vm->lock);
     sim_count(SIM_GMEMS_ALIVE, 1);
-    /* Another VM's may be there still. */
+    /* Files of another VM may still have pages. */
     sim_report_memory(all_allocated(), 0);
     return sim_file_add(fd, SIM_GMEM, gmem, gmem_closed);
 }
@@ -205,7 +205,7 @@ void sim_gmem_unref(SimGmem *gmem)
     sim_vm_unref(vm);
 }
 
-/* A reference, unless it is on its way out already. */
+/* Takes a reference; false if the last one is gone already. */
 static bool gmem_try_ref(SimGmem *gmem)
 {
     int refs = __atomic_load_n(&gmem->refs, __ATOMIC_RELAXED);
@@ -311,15 +311,15 @@ static void map_state(SimGmem *gmem, const SimMapping *m, uint64_t offset,
     }
 }
 
-/* Where a private page raises SIGBUS: on a host without conversion, always. */
+/* Are the file's pages private at first?  Without conversion they stay so. */
 static bool gmem_init_private(const SimGmem *gmem)
 {
     return !(gmem->flags & GUEST_MEMFD_FLAG_INIT_SHARED);
 }
 
 /*
- * Enter a mapping where no other one is, as one with its neighbours if these
- * go on in the file: an emulator may map it anew page by page.
+ * Enters a mapping where there is none.  It is merged with neighbours that are
+ * contiguous in the file: an emulator may map a file page by page.
  */
 static void add_mapping(SimGmem *gmem, SimMapping m)
 {
@@ -367,7 +367,7 @@ void *sim_gmem_mmap(SimGmem *gmem, void *addr, size_t len, int prot, int flags,
         sim_gmem_unmap(addr, m.len);
     }
     pthread_mutex_lock(&gmem->lock);
-    /* Nothing private is to be seen, not even before map_state(). */
+    /* No private page may be visible, not even before map_state(). */
     if (sim_in_place() || gmem_init_private(gmem)) {
         p = sim_real_mmap(addr, len, prot, flags, empty_file(), 0);
     } else {
@@ -478,20 +478,20 @@ int sim_gmem_fallocate(SimGmem *gmem, int mode, off_t offset, off_t len)
     return ret;
 }
 
-/* --- contents that are undefined --- */
+/* --- undefined contents --- */
 
 static void scramble_page(uint8_t *page)
 {
     uint64_t *word = (uint64_t *)page;
     size_t i;
 
-    /* Neither what was there, nor zero, nor the same for all. */
+    /* Neither the old contents, nor zero, nor the same for all pages */
     for (i = 0; i < SIM_PAGE / sizeof(*word); i++) {
         word[i] = ~word[i] * 0x9e3779b97f4a7c15ULL + i + 1;
     }
 }
 
-/* Is the page allocated, and no longer as the kernel zeroed it? */
+/* Is the page allocated, and not all zeros? */
 static bool page_in_core(SimGmem *gmem, uint64_t page)
 {
     unsigned char in_core;
@@ -530,8 +530,8 @@ static uint64_t next_unpopulated(SimGmem *gmem, uint64_t page, uint64_t end)
 }
 
 /*
- * What was written while the page was shared, and not populated since, is
- * lost; an emulator that writes a page before the guest runs wants it there.
+ * Contents that were written while the page was shared, and not populated
+ * since, are lost; an emulator that writes a page means the guest to have it.
  */
 static void check_not_lost(SimGmem *gmem, uint64_t page)
 {
@@ -570,7 +570,7 @@ void sim_vm_launch_finished(SimVm *vm)
 
 /* --- conversion --- */
 
-/* Scramble what is allocated of a range of pages. */
+/* Scrambles the allocated pages of a range. */
 static void scramble(SimGmem *gmem, uint64_t page, uint64_t end)
 {
     while ((page = next_allocated(gmem, page, end)) < end) {
@@ -863,7 +863,7 @@ static int check_binding(SimVm *vm, SimGmem *gmem,
     return 0;
 }
 
-/* No kernel minds, but the guest would have memory of a VM that is gone. */
+/* Kernels allow it, but the guest would have memory of a VM that is gone. */
 static void check_plain(SimVm *vm,
                         const struct kvm_userspace_memory_region2 *r)
 {

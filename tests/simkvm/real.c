@@ -3,7 +3,7 @@
  *
  * The real VM is always one of the default type, and a guest_memfd of the
  * real KVM, mappable and shared, stands for each of the emulator's.  Which
- * pages are private is known to the model alone:
+ * pages are private, only the model knows:
  *
  * - state in place: a bound slot serves a page from the file in either state,
  *   as on a kernel that converts in place.  The real slots are the emulator's.
@@ -39,7 +39,7 @@ typedef enum Service {
     VMMCALL,                    /* a real one */
 } Service;
 
-/* What a guest has asked for, and has not been told yet. */
+/* A request of the guest that was not answered yet */
 typedef struct Request {
     Service service;
     uint64_t gpa, pages;
@@ -204,7 +204,7 @@ static void stop(SimVm *vm)
         SimVcpu *vcpu = g_ptr_array_index(vm->vcpus, i);
         Runner *runner = vcpu->runner;
 
-        /* Once is enough: the handler sees to it that KVM_RUN ends. */
+        /* One signal is enough: its handler sets immediate_exit. */
         if (runner && runner->running) {
             pthread_kill(runner->thread, kick_signal);
         }
@@ -232,7 +232,7 @@ static void set_real(SimVm *vm, struct kvm_userspace_memory_region2 *r)
     int ret = sim_real_ioctl(vm->real, KVM_SET_USER_MEMORY_REGION2, r);
 
     if (ret) {
-        sim_unmodelled("what the real KVM refuses: memslot 0x%x, gpa 0x%" PRIx64
+        sim_unmodelled("refused by the real KVM: memslot 0x%x, gpa 0x%" PRIx64
                        ", 0x%" PRIx64 " bytes: %s", r->slot,
                        (uint64_t)r->guest_phys_addr, (uint64_t)r->memory_size,
                        strerror(-ret));
@@ -240,10 +240,11 @@ static void set_real(SimVm *vm, struct kvm_userspace_memory_region2 *r)
 }
 
 /*
- * Where KVM itself shall find a slot's memory, when it emulates what the guest
- * does.  For a software-protected VM it looks at the emulator's mapping,
- * whatever the state of the page; for others it never sees private memory, so
- * that a real KVM that has to emulate more than those must not be disturbed.
+ * Where the real KVM finds a slot's memory when it emulates an instruction.
+ * For a software-protected VM that is the emulator's mapping, whatever the
+ * state of the page.  With SEV-SNP and TDX, KVM never accesses private memory;
+ * but the real KVM has to emulate more than it would there, so it gets a view
+ * that no private page is hidden in.
  */
 static uintptr_t kvm_address(const SimVm *vm, const SimSlot *slot)
 {
@@ -285,8 +286,8 @@ static void add_part(SimVm *vm, const SimSlot *slot, uint64_t gpa,
 }
 
 /*
- * Delete the parts of a slot that overlap a range or touch it.  Extends the
- * range by what they have covered.  Returns how many there were.
+ * Deletes the parts of a slot that overlap or adjoin a range, and extends the
+ * range by them.  Returns their number.
  */
 static guint remove_parts(SimVm *vm, uint32_t slot, uint64_t *start,
                           uint64_t *end)
@@ -411,13 +412,13 @@ int sim_real_set_cpuid(int fd, const struct kvm_cpuid2 *cpuid)
     return sim_real_ioctl(fd, KVM_SET_CPUID2, copy);
 }
 
-/* Let the guest's instruction end, without the guest going on. */
+/* Completes the guest's instruction, without running the next one. */
 static void complete_instruction(SimVcpu *vcpu, int fd)
 {
     sigset_t all, old;
     uint8_t wanted;
 
-    /* A signal's handler may want to leave, too, and that shall not be lost. */
+    /* A signal handler may have set immediate_exit, too; keep that. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     wanted = vcpu->run->immediate_exit;
@@ -437,7 +438,7 @@ static void set_rax(int fd, uint64_t value)
         ret = sim_real_ioctl(fd, KVM_SET_REGS, &regs);
     }
     if (ret) {
-        sim_unmodelled("a vCPU whose registers cannot be had: %s",
+        sim_unmodelled("a vCPU whose registers cannot be read: %s",
                        strerror(-ret));
     }
 }
@@ -513,7 +514,7 @@ static int begin_request(SimVcpu *vcpu, int fd, Request *q)
 }
 
 /*
- * What was asked last: tell the guest, or leave once more.  Returns what
+ * Answers the guest's last request, or leaves once more for it.  Returns what
  * KVM_RUN answers, or SIM_PASS if the guest shall go on.
  */
 static int end_request(SimVcpu *vcpu, int fd, Request *q)
@@ -547,7 +548,7 @@ static void real_exit(const SimVcpu *vcpu)
     uint32_t reason = vcpu->run->exit_reason;
 
     sim_count(SIM_EXITS, 1);
-    /* Of those that are no news there are very many. */
+    /* Port I/O and MMIO are too frequent for the log. */
     if (reason != KVM_EXIT_IO && reason != KVM_EXIT_MMIO) {
         sim_log(reason == KVM_EXIT_HYPERCALL ? "KVM_EXIT_HYPERCALL"
                 : "KVM_RUN", 0, "\"vcpu\": %d, \"exit-reason\": %u",

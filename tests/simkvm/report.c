@@ -1,5 +1,5 @@
 /*
- * simkvm: the log, the report, and how a run ends that went wrong
+ * simkvm: the log, the report, and the end of a failed run
  *
  * The log is one JSON object a line: {"n": 17, "call": "KVM_CREATE_VM",
  * "ret": 5, ...}, ret being what the system call answers, or -errno.  The
@@ -92,7 +92,7 @@ void sim_log(const char *call, int64_t ret, const char *format, ...)
                     strerror(errno));
             _exit(2);
         }
-        /* A line at a time, so that a crash loses none. */
+        /* Line by line, so that a crash loses none. */
         setvbuf(log_file, NULL, _IOLBF, 0);
     }
     if (log_file) {
@@ -140,7 +140,7 @@ void sim_report_launch(uint64_t vm, const char *json)
     pthread_mutex_unlock(&lock);
 }
 
-/* That of the last VM, and then all of them. */
+/* The launch of the last VM, then those of all VMs */
 static void write_launches(FILE *f)
 {
     guint i, n = launches ? launches->len : 0;

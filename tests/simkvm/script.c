@@ -2,9 +2,9 @@
  * simkvm: vCPUs that do what a script says
  *
  * A script is the guest: each of its lines is an access, a request or a
- * check, as docs/testing.md lists them.  KVM_RUN goes through it until a line
- * has to leave to the emulator, and checks on the way back in what the
- * emulator has made of it.  What is not as the script wants is a violation.
+ * check, as docs/testing.md lists them.  KVM_RUN carries lines out until one
+ * has to leave to the emulator; on its next entry it checks the emulator's
+ * answer.  A result that the script does not expect is a violation.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -245,9 +245,9 @@ static SimScript *script_new(const SimVcpu *vcpu)
 }
 
 /*
- * Go on with what another vCPU has left.  What that had asked the emulator
- * for will not be answered any more, so it counts as done; but an access that
- * waits for pages to be in some state is made anew.
+ * Goes on with the script of a vCPU that is gone.  Its last request will not be
+ * answered any more, so it counts as done; but an access that waits for pages
+ * to be in some state is made again.
  */
 static void script_go_on(SimScript *s, SimVcpu *vcpu)
 {
@@ -317,7 +317,7 @@ void sim_script_leave(SimVcpu *vcpu)
 /*
  * Wait until the emulator wants the vCPU back, or until @fd can be read, if
  * that is not -1.  The emulator sets immediate_exit in a signal handler; with
- * signals blocked, none comes between look and wait.
+ * signals blocked, none comes between the check and the wait.
  */
 static int wait_for_signal(SimVcpu *vcpu, int fd)
 {
@@ -423,7 +423,7 @@ static void check_hypercall(SimVcpu *vcpu, const Op *op)
 
     if (op->expect >= 0 && ret != (uint64_t)op->expect) {
         sim_violation("conversion of %" PRIu64 " pages at 0x%" PRIx64 " to %s:"
-                      " the guest is told %" PRIu64 ", expected %" PRId64,
+                      " the guest gets %" PRIu64 ", expected %" PRId64,
                       op->b, op->a, op->private ? "private" : "shared", ret,
                       op->expect);
     }
@@ -446,7 +446,7 @@ static int run_map_gpa(SimVcpu *vcpu, const Op *op, bool back)
     return SIM_PASS;
 }
 
-/* An access by the guest that says how it takes the pages to be. */
+/* An access by a guest that takes the pages to be in some state */
 static int run_fault(SimVcpu *vcpu, const Op *op, bool back)
 {
     SimScript *s = vcpu->script;
@@ -568,7 +568,7 @@ static int run_io(SimVcpu *vcpu, const Op *op, bool back)
     return SIM_PASS;
 }
 
-/* Somebody holds pages of one slot from now on. */
+/* Pins pages of one slot from now on. */
 static int run_pin(SimVcpu *vcpu, const Op *op)
 {
     SimVm *vm = vcpu->vm;
@@ -587,7 +587,7 @@ static int run_pin(SimVcpu *vcpu, const Op *op)
     return SIM_PASS;
 }
 
-/* The guest cannot be entered, so many times. */
+/* KVM_RUN fails, so many times. */
 static int run_error(SimVcpu *vcpu, const Op *op, bool back)
 {
     vcpu->script->step += back;
@@ -595,7 +595,7 @@ static int run_error(SimVcpu *vcpu, const Op *op, bool back)
            : leave_error(vcpu, op->error);
 }
 
-/* Another VM has taken the place of the one that this was seen in last. */
+/* Waits for another VM in the place of the last one. */
 static int run_new_vm(SimVcpu *vcpu)
 {
     SimScript *s = vcpu->script;
@@ -607,7 +607,7 @@ static int run_new_vm(SimVcpu *vcpu)
     return SIM_PASS;
 }
 
-/* On the debug console, a byte an exit. */
+/* Prints on the debug console, one byte per exit. */
 static int run_print(SimVcpu *vcpu, const Op *op, bool back)
 {
     uint64_t n = vcpu->script->step += back;
@@ -620,8 +620,8 @@ static int run_print(SimVcpu *vcpu, const Op *op, bool back)
 }
 
 /*
- * All vCPUs whose scripts have barriers meet.  The last one to come does what
- * is to be done while nobody does anything else: @meet, if that is not NULL.
+ * All vCPUs whose scripts have barriers meet.  The last one to come calls
+ * @meet, unless NULL, while all others wait.
  */
 static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
 {
@@ -633,7 +633,7 @@ static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
     bool pass;
     guint i;
 
-    /* What has been told so far is seen below. */
+    /* Events up to here show in what is read below. */
     eventfd_read(s->wake, &n);
     pthread_mutex_lock(&lock);
     if (!s->step) {
@@ -648,7 +648,7 @@ static int run_barrier(SimVcpu *vcpu, void (*meet)(SimVcpu *vcpu))
                 SimScript *its = __atomic_load_n(&other->script,
                                                  __ATOMIC_ACQUIRE);
 
-                /* One of a new VM that has not run yet will look first. */
+                /* A vCPU that has not run yet reads @open before it waits. */
                 if (its) {
                     eventfd_write(its->wake, 1);
                 }
@@ -683,7 +683,7 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
 {
     SimScript *s = vcpu->script;
     uint64_t pages = op->expect;
-    /* Others take a page for what it is, so there are no faults for it. */
+    /* Other guests take a page for what it is, and have no such faults. */
     bool faults = vcpu->vm->type != KVM_X86_SW_PROTECTED_VM;
 
     if (!s->step) {
@@ -729,7 +729,7 @@ static int run_random(SimVcpu *vcpu, const Op *op, bool back)
 
 static int run_op(SimVcpu *vcpu, const Op *op, bool back);
 
-/* What a request is in a script. */
+/* The line of a script that makes a request */
 static Op as_op(const SimRequest *r)
 {
     switch (r->kind) {
@@ -748,8 +748,8 @@ static Op as_op(const SimRequest *r)
 }
 
 /*
- * Tell who listens how far it is, and wait for the answer: does it go on?
- * All others wait.
+ * Reports the batch on the control pipe, and waits for the answer: shall there
+ * be another one?  All other vCPUs wait meanwhile.
  */
 static int talk(SimVcpu *vcpu, bool *go_on)
 {
@@ -762,7 +762,7 @@ static int talk(SimVcpu *vcpu, bool *go_on)
         g_autofree char *to = g_strconcat(sim_config.control, ".out", NULL);
         g_autofree char *from = g_strconcat(sim_config.control, ".in", NULL);
 
-        /* Opened for both, a pipe waits for nobody. */
+        /* With O_RDWR, open() does not wait for the other end. */
         out = sim_real_open(to, O_RDWR | O_CLOEXEC);
         in = sim_real_open(from, O_RDWR | O_CLOEXEC);
         if (out < 0 || in < 0) {
@@ -785,7 +785,7 @@ static int talk(SimVcpu *vcpu, bool *go_on)
     return SIM_PASS;
 }
 
-/* A batch after the other; returns SIM_PASS when all are done. */
+/* Runs batch after batch; returns SIM_PASS when all are done. */
 static int run_hostile(SimVcpu *vcpu, const Op *op, bool back)
 {
     static bool go_on = true;           /* written while all others wait */
@@ -928,8 +928,8 @@ int sim_script_run(SimVcpu *vcpu)
             return wait_for_signal(vcpu, -1);
         }
         /*
-         * As KVM does: what the emulator was asked is completed first, even
-         * if it wants the vCPU back at once.
+         * As KVM does: complete the last exit first, even if the emulator
+         * wants the vCPU back at once.
          */
         if (!back && vcpu->run->immediate_exit) {
             return -EINTR;

@@ -121,7 +121,7 @@ static bool is_sev_device(int fd)
 
 /* --- launch --- */
 
-/* Does no kernel look at it yet, and may a later one give it a meaning? */
+/* Padding has to be zero: a later kernel may give it a meaning. */
 static void check_padding(const char *name, const void *padding, size_t len)
 {
     const uint8_t *bytes = padding;
@@ -221,7 +221,7 @@ typedef struct Update {
     void *source;               /* of the page at hand, or NULL */
 } Update;
 
-/* The firmware does not like the page, and says what it would like. */
+/* The firmware rejects the CPUID page, and writes values that it accepts. */
 static int reject_cpuid(Update *update, uint8_t *page)
 {
     page[CPUID_PAGE_FIRST_EAX] ^= 1;
@@ -232,7 +232,7 @@ static int reject_cpuid(Update *update, uint8_t *page)
     return -EIO;
 }
 
-/* What the firmware's command does with a page. */
+/* The firmware's part of SNP_LAUNCH_UPDATE, for one page */
 static int take_page(void *opaque, uint64_t gpa, uint8_t *page)
 {
     Update *update = opaque;
@@ -374,7 +374,7 @@ static int launch_update(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
                     page_type_name(args.type),
                     update.source ? "true" : "false", cmd->error, hex);
     if (!pages) {
-        /* Whatever it was.  A reason is there if the firmware has refused. */
+        /* KVM turns every error into EIO; the firmware's has a reason. */
         if (ret == -EIO && !cmd->error) {
             cmd->error = SEV_RET_INVALID_PAGE_STATE;
         }
@@ -471,7 +471,7 @@ int sim_sev_vm_op(SimVm *vm, struct kvm_sev_cmd *cmd)
     size_t i;
     int ret;
 
-    /* This is how an emulator asks whether there is SEV. */
+    /* Emulators ask with a NULL argument whether there is SEV. */
     if (!cmd) {
         return 0;
     }

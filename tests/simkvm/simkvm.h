@@ -42,7 +42,7 @@ typedef struct SimGmem SimGmem;
 typedef struct SimFile SimFile;
 typedef struct SimScript SimScript;
 
-/* --- config.c: what was asked for, in the file that SIMKVM names --- */
+/* --- config.c: the configuration, in the file that SIMKVM names --- */
 
 typedef enum SimGeneration {
     SIM_G0,             /* before Linux 6.18 */
@@ -64,8 +64,8 @@ typedef struct SimConfig {
 extern SimConfig sim_config;
 
 /*
- * The fault plan.  To be asked once by each call that it can name; counts
- * the call.  Returns 0, or the -errno to fail with before anything is done.
+ * The fault plan.  Each call that it can name has to ask once; counts the
+ * call.  Returns 0, or the -errno to fail with before anything is done.
  * @error_offset: set if the plan gives one; or NULL
  */
 int sim_fault(const char *call, uint64_t *error_offset);
@@ -77,8 +77,8 @@ void sim_config_load(void);
 
 /*
  * A call with arguments that a kernel refuses with @error, a positive errno.
- * No emulator has to make it, so it is a violation; without "strict", and in
- * the conformance suite that means, it is answered.  Returns -@error.
+ * No emulator has to make it, so it is a violation.  Without "strict", as in
+ * the conformance suite, it is answered.  Returns -@error.
  */
 int sim_refuse(int error, const char *format, ...) G_GNUC_PRINTF(2, 3);
 
@@ -102,12 +102,12 @@ void sim_log(const char *call, int64_t ret, const char *format, ...)
     G_GNUC_PRINTF(3, 4);
 
 /*
- * The emulator did what no kernel could answer for: say so on stderr and in
- * the report, and abort.
+ * The emulator made a call that it must not make: prints that on stderr and in
+ * the report, and aborts.
  */
 void sim_violation(const char *format, ...) G_GNUC_PRINTF(1, 2) G_GNUC_NORETURN;
 
-/* What is not modelled: say its name and end with status 86. */
+/* A call is not modelled: prints its name and ends with status 86. */
 void sim_unmodelled(const char *format, ...)
     G_GNUC_PRINTF(1, 2) G_GNUC_NORETURN;
 
@@ -121,7 +121,7 @@ typedef enum SimCount {
     SIM_PINS_MET,               /* conversions that a pin made fail */
     SIM_EXITS,
     SIM_VMS,                    /* that were created */
-    SIM_VMS_ALIVE,              /* that something refers to, and so on */
+    SIM_VMS_ALIVE,              /* that something still refers to */
     SIM_VCPUS_ALIVE,
     SIM_GMEMS_ALIVE,
     SIM_COUNTS
@@ -134,7 +134,7 @@ uint64_t sim_counted(SimCount what);
 /* Bytes allocated now: in guest_memfd, and in the other memory of slots. */
 void sim_report_memory(uint64_t gmem, uint64_t other);
 /*
- * What the report says of a VM's launch, a JSON value; replaces what it said.
+ * Sets the report's entry for a VM's launch, a JSON value.
  * @vm: the n-th of the process
  */
 void sim_report_launch(uint64_t vm, const char *json);
@@ -184,7 +184,7 @@ int sim_real_fstat(int fd, struct stat *st);
 int sim_copy_from_user(void *dst, const void *user, size_t len);
 int sim_copy_to_user(void *user, const void *src, size_t len);
 
-/* --- bitmap.c: a bit a page, sparse --- */
+/* --- bitmap.c: a bit per page, sparse --- */
 
 typedef struct SimBitmap {
     uint64_t **chunks;          /* by page >> 18; NULL: all zero */
@@ -214,7 +214,7 @@ typedef struct SimSlot {
     uint8_t *hva;
     SimGmem *gmem;              /* with a reference, or NULL: plain slot */
     uint64_t offset;            /* bytes, in the file */
-    uint8_t *dirty;             /* a bit a page, if it logs */
+    uint8_t *dirty;             /* a bit per page, if it logs */
 } SimSlot;
 
 typedef struct SimMapping {
@@ -330,8 +330,8 @@ int sim_populate(SimVm *vm, uint64_t gpa, const void *source,
 /* Take the memory that the VM uses now into the report.  Takes vm->lock. */
 void sim_vm_sample_memory(SimVm *vm);
 /*
- * The same after a launch command.  It takes a while, so for a VM that is
- * launched after another one only when that is done.
+ * The same after a launch command.  It is slow, so for later VMs it is done
+ * only when the launch is finished.
  */
 void sim_vm_sample_launch(SimVm *vm);
 /* The same for all VMs that have a guest_memfd. */
@@ -462,8 +462,8 @@ void sim_script_add(int id, const char *verb, GPtrArray *words);
 /* KVM_RUN in scripted mode. */
 int sim_script_run(SimVcpu *vcpu);
 /*
- * The vCPU is gone, but not its script: the next vCPU of that number, of
- * whichever VM, goes on in it.
+ * The vCPU is gone.  Its script stays: the next vCPU of that number, of any
+ * VM, goes on with it.
  */
 void sim_script_leave(SimVcpu *vcpu);
 
@@ -496,8 +496,8 @@ typedef struct SimRequest {
 /* A vCPU that asks for all kinds of things, the same for the same @seed. */
 SimHostile *sim_hostile_new(SimVcpu *vcpu, uint64_t seed);
 /*
- * Another vCPU goes on.  If it is one of another VM, all that was asked for so
- * far is forgotten, and the reference begins with the pages of that VM.
+ * Another vCPU goes on.  If it belongs to another VM, all requests so far are
+ * dropped, and the reference begins with the pages of that VM.
  */
 void sim_hostile_go_on(SimHostile *h, SimVcpu *vcpu);
 /* The next one, which begins now. */
@@ -505,8 +505,8 @@ const SimRequest *sim_hostile_draw(SimHostile *h);
 /* It has ended.  A wrong answer is a violation. */
 void sim_hostile_answered(SimHostile *h, uint64_t answer);
 /*
- * Nobody asks for anything now: can all pages be in the state in which they
- * are?  Else, it is a violation.  What happened so far is forgotten.
+ * No request is in flight: it is a violation if a page is in a state that the
+ * requests so far cannot have led to.  Drops these requests.
  */
 void sim_hostile_check(SimVcpu *vcpu);
 /*
@@ -535,8 +535,8 @@ int sim_real_set_region(SimVm *vm, const SimSlot *slot,
 /* The VM-wide state of pages has changed.  With vm->lock held. */
 void sim_real_attributes_changed(SimVm *vm, uint64_t gpa, uint64_t size);
 /*
- * KVM_SET_CPUID2 of a TDX guest, whose processor has all that the model's TDX
- * module says.  What the real KVM cannot do is taken away.
+ * KVM_SET_CPUID2 of a TDX guest: takes away features of the model's TDX module
+ * that the real KVM lacks.
  */
 int sim_real_set_cpuid(int fd, const struct kvm_cpuid2 *cpuid);
 /* KVM_RUN in kvm mode. */

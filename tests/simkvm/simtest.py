@@ -24,7 +24,7 @@ from gmemlab.simkvm import Model, SimMachine              # noqa: E402
 NOT_MODELLED = 86               # exit status
 VIOLATION = -signal.SIGABRT
 
-# A machine that is meant to abort is nothing to warn of, or to keep.
+# No warnings and no core files of machines that are meant to abort
 logging.getLogger('qemu.machine').setLevel(logging.ERROR)
 resource.setrlimit(resource.RLIMIT_CORE,
                    (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
@@ -33,8 +33,8 @@ resource.setrlimit(resource.RLIMIT_CORE,
 class SimTest(unittest.TestCase):
     """Has a directory, and machines and programs on the model.
 
-    Where a configuration is asked for, docs/testing.md says what may be in
-    there.  A fault that it plans has to be met.
+    docs/testing.md lists what a configuration may have.  A test fails if a
+    planned fault is not met.
 
     image: path of the firmware of tests/guest/firmware
     """
@@ -44,7 +44,7 @@ class SimTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         if not SimTest.image:
-            # Once for all classes; gone with the process.
+            # Built once for all classes; removed when the process ends.
             SimTest.directory = tempfile.TemporaryDirectory(prefix='gmem-')
             SimTest.image = firmware.build(SimTest.directory.name)
 
@@ -52,7 +52,7 @@ class SimTest(unittest.TestCase):
         temp = tempfile.TemporaryDirectory(prefix='gmem-')
         self.addCleanup(temp.cleanup)
         self.dir = temp.name
-        # May be asked by several threads.
+        # Several threads may ask for a name.
         self._runs = itertools.count(1)
 
     def _name(self):
@@ -92,7 +92,7 @@ class SimTest(unittest.TestCase):
         return sim
 
     def play_violation(self, config, reason, **kwargs):
-        """The same, but the model finds fault with it."""
+        """The same, for a run that the model ends with a violation."""
         sim = self.play(config, VIOLATION, **kwargs)
         self.assertRegex(str(sim.report['violation']), reason)
         return sim
@@ -100,7 +100,7 @@ class SimTest(unittest.TestCase):
     def start(self, config='', **kwargs):
         """A machine that runs, to be driven by QMP, and quits at the end."""
         sim = self.machine(config, **kwargs)
-        # An event while QMP is greeted, as of a guest that stops, upsets it.
+        # QEMU's client fails if an event arrives during QMP's greeting.
         sim.add_args('-S')
         sim.launch()
         self.addCleanup(self.quit, sim)

@@ -1,13 +1,13 @@
 /*
- * simkvm: a small VMM that does everything at the same time
+ * simkvm: a small VMM whose threads use the same memory at the same time
  *
  * It is linked with the model, so that a sanitizer sees both (tests/simkvm/
  * tsan).  The vCPUs' scripts, in the file that SIMKVM names, ask for
  * conversions until they shut down; a thread each serves them, while others
  * map, touch, punch and bind the same memory.
  *
- * With the argument "hostile", what they ask for may make no sense; then
- * slots stay as they are.
+ * With the argument "hostile", requests may be invalid, and slots stay as they
+ * are.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -48,7 +48,7 @@ static int convert(uint64_t gpa, uint64_t size, bool private)
     return ret;
 }
 
-/* Is it granted, as docs/page-state-changes.md has it?  Then it is done. */
+/* Carries a request out, if docs/page-state-changes.md grants it. */
 static bool grant(uint64_t gpa, uint64_t pages, uint64_t attributes)
 {
     bool private = attributes & KVM_MAP_GPA_RANGE_ENCRYPTED;
@@ -78,7 +78,7 @@ static void *run_vcpu(void *opaque)
             must(errno == EFAULT &&
                  (hostile || run->exit_reason == KVM_EXIT_MEMORY_FAULT),
                  "KVM_RUN");
-            /* A software-protected guest does not ask for anything so. */
+            /* A software-protected guest's memory fault converts nothing. */
             if (!hostile) {
                 convert(run->memory_fault.gpa, run->memory_fault.size,
                         run->memory_fault.flags &
@@ -101,7 +101,7 @@ static void *run_vcpu(void *opaque)
     return NULL;
 }
 
-/* Somebody else with a mapping, as a backend in another process has one. */
+/* A second mapping, as a back end in another process has one */
 static void *touch(void *opaque)
 {
     uint64_t i = 0;

@@ -63,7 +63,7 @@ static const struct kvm_cpuid_entry2 fixed[] = {
     { .function = 0x80000007, .edx = 0x100 },
 };
 
-/* Like strchr(): what it returns is const if @entries are. */
+/* Returns a pointer into @entries, non-const like that of strchr(). */
 static struct kvm_cpuid_entry2 *
 find_entry(const struct kvm_cpuid_entry2 *entries, uint32_t n,
            uint32_t function, uint32_t index)
@@ -115,7 +115,7 @@ static int capabilities(SimVm *vm, SimVcpu *vcpu, struct kvm_tdx_cmd *cmd,
         return sim_refuse(EFAULT, "KVM_TDX_CAPABILITIES: no struct "
                           "kvm_tdx_capabilities");
     }
-    /* How many there are is for the emulator to find out. */
+    /* The emulator has to find out the number of entries by trying. */
     if (room < G_N_ELEMENTS(configurable)) {
         return -E2BIG;
     }
@@ -270,7 +270,7 @@ void sim_tdx_free(SimVm *vm)
 
 /* --- a vCPU --- */
 
-/* For as long as the launch is not finished, vCPUs have commands. */
+/* vCPUs have commands until the launch is finished. */
 static int check_vcpu_op(SimVm *vm, const char *name)
 {
     if (vm->launch != SIM_LAUNCH_STARTED) {
@@ -417,7 +417,7 @@ static int init_mem_region(SimVm *vm, SimVcpu *vcpu, struct kvm_tdx_cmd *cmd,
     return sim_copy_to_user(data, &args, sizeof(args)) ?: ret;
 }
 
-/* What the guest sees, as far as its owner has a say in that leaf. */
+/* The guest's CPUID: that of KVM_TDX_INIT_VM, with the fixed bits */
 static struct kvm_cpuid2 *guest_cpuid(const Tdx *tdx)
 {
     uint32_t n = tdx->cpuid->nent;

@@ -1,5 +1,5 @@
 /*
- * The model's launch commands: what they take, refuse and measure
+ * Unit tests of the model's launch commands
  *
  * The model is in this program: its ioctl() is the model's.
  *
@@ -315,7 +315,7 @@ static void check_snp_digest(const char *config)
         g_assert_cmpint(snp_update(&v, &u, types[i], i, 1, source), ==, 0);
         g_assert_cmpint(u.len, ==, 0);
         g_assert_cmpint(u.gfn_start, ==, i + 1);
-        /* For ZERO, nobody looks at it. */
+        /* Ignored for ZERO */
         g_assert_cmphex(u.uaddr, ==, (uintptr_t)source +
                         (in_place || types[i] == 3 ? 0 : SIM_PAGE));
     }
@@ -404,7 +404,7 @@ static void test_snp_progress(void)
     g_assert_cmpint(snp(&v, KVM_SEV_SNP_LAUNCH_UPDATE, &u, v.sev), ==, 0);
     g_assert_cmpint(u.len, ==, 13 * SIM_PAGE);
     g_assert_cmphex(u.uaddr, ==, (uintptr_t)v.source + 2 * SIM_PAGE);
-    /* Of the first page, KVM does not say what it was. */
+    /* KVM gives no reason for an error at the first page. */
     g_assert_cmpint(snp(&v, KVM_SEV_SNP_LAUNCH_UPDATE, &u, v.sev), ==, -EIO);
     g_assert_cmpint(u.gfn_start, ==, 3);
     /* The end of the slot, then the rest. */
@@ -881,12 +881,12 @@ int main(int argc, char **argv)
     ADD("SNP arguments are checked", test_snp_arguments);
     ADD("SNP digest of copied pages", test_snp_digest_of_copies);
     ADD("SNP digest of pages in place", test_snp_digest_in_place);
-    ADD("SNP can copy where it can do without", test_snp_source_in_place);
+    ADD("SNP in place can copy from a source, too", test_snp_source_in_place);
     ADD("SNP without conversion in place needs a source",
         test_snp_needs_source);
     ADD("SNP does not take shared pages, nor pages twice",
         test_snp_shared_or_taken);
-    ADD("SNP tells how far it came", test_snp_progress);
+    ADD("SNP returns how far it came", test_snp_progress);
     ADD("SNP firmware rejects a CPUID page", test_snp_cpuid_rejected);
     ADD("SNP ID block is read", test_snp_id_block);
     ADD("SNP finish needs the device of the start",
@@ -895,14 +895,14 @@ int main(int argc, char **argv)
     ADD("a page that is lost is a violation", test_lost_page);
     ADD("a refused command is a violation", test_violation);
     ADD("padding is a violation", test_padding);
-    ADD("dev-sev tells its status", test_platform_status);
+    ADD("dev-sev returns its status", test_platform_status);
     ADD("TDX commands have an order", test_tdx_order);
     ADD("TDX guests are checked", test_tdx_init_vm);
     ADD("TDX capabilities need room", test_tdx_capabilities);
-    ADD("TDX tells a vCPU's CPUID", test_tdx_cpuid);
+    ADD("TDX returns a vCPU's CPUID", test_tdx_cpuid);
     ADD("TDX vCPUs need an X2APIC", test_tdx_needs_x2apic);
     ADD("TDX regions are checked", test_tdx_region);
-    ADD("TDX tells how far it came", test_tdx_progress);
+    ADD("TDX returns how far it came", test_tdx_progress);
     ADD("TDX digest of copied pages", test_tdx_digest_of_copies);
     ADD("TDX digest of pages in place", test_tdx_digest_in_place);
     ADD("a TDX vCPU left out is a violation", test_tdx_vcpu_left_out);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """virtio-balloon in guests that are converted in place.
 
-What the guest gives to its balloon, and the free pages that it reports, are
+Pages that the guest gives to its balloon, and free pages that it reports, are
 punched; but private pages stay where the guest has to accept pages before it
 uses them.
 """
@@ -13,7 +13,7 @@ PAGES = 8
 # Shared pages, and private ones right behind them.
 SHARED = 0x1000000
 PRIVATE = SHARED + PAGES * PAGE
-# Where the driver has a page for each virtqueue, and lists of pages.
+# The driver's pages: one for each virtqueue, and lists of pages
 RINGS = 0x1800000
 LIST = RINGS + 7 * PAGE
 
@@ -21,7 +21,7 @@ INFLATE, DEFLATE, REPORT = 0, 1, 3      # virtqueues
 
 
 def check(gpa, seed, empty):
-    """A script: of PAGES pages there, those in @empty are zeros."""
+    """A script that checks PAGES pages: those in @empty are zeros."""
     return ''.join(
         f'read {gpa + n * PAGE:#x} 8 expect=0\n'
         f'read {gpa + n * PAGE + PAGE - 8:#x} 8 expect=0\n' if n in empty else
@@ -39,20 +39,20 @@ class Balloon:
         self.driver = Driver(RINGS, (INFLATE, DEFLATE, REPORT))
 
     def give(self, queue, gpas):
-        """A script: the pages' numbers are handed over."""
+        """A script that hands the pages' numbers over."""
         return ''.join(f'write {LIST + 4 * n:#x} 4 {gpa // PAGE:#x}\n'
                        for n, gpa in enumerate(gpas)) + \
             self.driver.submit(queue, [(LIST, 4 * len(gpas), False)]) + \
             self.driver.done(queue)
 
     def report(self, *ranges):
-        """A script: (gpa, size) are reported to be free."""
+        """A script that reports ranges, (gpa, size), as free."""
         return self.driver.submit(REPORT, [(gpa, size, True)
                                            for gpa, size in ranges]) + \
             self.driver.done(REPORT)
 
     def run_guest(self, script, shared, private):
-        """Pages of these numbers are gone after the script."""
+        """Run the script; then @shared and @private pages are zeros."""
         sim = self.play(
             'generation g2\nvcpu 0\n'
             f'map-gpa {RINGS:#x} 8 shared\n' + self.driver.start() +

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Conversions that a confidential guest asks for, with separate memory.
 
-The emulator is QEMU's own here: this is what it does today.
+QEMU's own code does this.
 """
 import errno
 
@@ -35,7 +35,7 @@ class ConversionTest(SimTest):
 
 
 class Done(ConversionTest):
-    """What the guest wants is done."""
+    """Requests that are granted"""
 
     def test_a_range_is_converted_and_its_old_memory_goes(self):
         sim = self.run_guest('''
@@ -76,7 +76,7 @@ class Done(ConversionTest):
                                                  (0x200000, 0x1000, 8)])
         self.assertEqual(len(sim.model.log('KVM_EXIT_MEMORY_FAULT')), 2)
 
-    def test_what_is_no_memory_is_shared(self):
+    def test_a_range_without_memory_becomes_shared(self):
         sim = self.run_guest('''
             vcpu 0
             map-gpa 0xfec00000 1 shared
@@ -107,13 +107,13 @@ class Done(ConversionTest):
 
 
 class Refused(ConversionTest):
-    """A request that fails is answered so, and the guest runs on."""
+    """A request that fails is answered with an error; the guest runs on."""
 
     def check(self, line, config=''):
         with self.subTest(line=line, config=config):
-            sim = self.run_guest(f'vcpu 0\n{line}\nprint told\nshutdown',
+            sim = self.run_guest(f'vcpu 0\n{line}\nprint answered\nshutdown',
                                  config + '\n')
-            self.assertEqual(sim.output(), 'told\n')
+            self.assertEqual(sim.output(), 'answered\n')
             return sim
 
     def test_requests_that_make_no_sense(self):
@@ -142,7 +142,7 @@ class Refused(ConversionTest):
             error = getattr(errno, plan.split()[1].partition('=')[2])
             self.assertIn(-error, [c['ret'] for c in sim.model.log(call)])
 
-    def test_what_was_so_before_a_failure_stays_so(self):
+    def test_pages_converted_before_a_failure_stay_converted(self):
         before = len(self.run_guest('vcpu 0\nshutdown').model.log(SET))
         self.run_guest('''
             vcpu 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Devices that the guest aims at private memory."""
+"""Devices that the guest has access private memory."""
 import os
 import re
 import signal
@@ -33,9 +33,9 @@ def blocked(pid):
 class Threads(SimTest):
     """A touch of a private page raises SIGBUS in the thread that made it.
 
-    A thread that blocks the signal is killed by it, and QEMU with it.  Libraries
-    of block devices (librbd, gluster) start threads, which inherit what the
-    thread that configures block devices has blocked.
+    If that thread blocks the signal, QEMU is killed.  Libraries of block
+    devices (librbd, gluster) start threads, which inherit the signal mask of
+    the thread that configures block devices.
     """
 
     def check(self, **kwargs):
@@ -43,7 +43,7 @@ class Threads(SimTest):
         self.assertEqual(blocked(sim.get_pid()), [])
 
     def test_of_an_ordinary_guest(self):
-        """Its emulator has done the same until private memory was made."""
+        """Its threads start before QEMU knows that memory can be private."""
         self.check(args=ARGS)
 
     def test_of_a_confidential_guest(self):
@@ -52,13 +52,13 @@ class Threads(SimTest):
 
 
 class Counters(SimTest):
-    """What devices were refused is counted, and an event tells."""
+    """Denied accesses of devices are counted, and reported by an event."""
 
     PRIVATE = 0x2000000
     REQUEST = 0x1000000
 
     def dma(self, size):
-        """fw_cfg shall write zeros: of no item, from PRIVATE on.
+        """Lines that have fw_cfg write zeros, from PRIVATE on.
 
         FWCfgDmaAccess has control, length and address, all big-endian; 0xffff
         selects no item, 0xa is to select and to read.
@@ -74,7 +74,7 @@ class Counters(SimTest):
             out 0x518 4 {low:#x}'''
 
     def run_guest(self, confidential, script):
-        """Returns the machine, which has done that, and its counters."""
+        """Returns the machine after the script, and its counters."""
         sim = self.start(f'''
             generation g2
             vcpu 0
@@ -95,7 +95,7 @@ class Counters(SimTest):
                 self.assertEqual(counters['touched'], 0)
 
     def test_dma_is_refused_in_steps_of_8_bytes(self):
-        """Each of them takes the same time, however much is private."""
+        """A step takes the same time however much memory is private."""
         sim, counters = self.run_guest(snp(), self.dma(4 << 20))
         self.assertEqual(counters['denied'], (4 << 20) // 8)
         self.assertEqual(counters['touched'], 0)

@@ -22,7 +22,7 @@ BUFFER = 0x1000000
 PRIVATE = BUFFER + PAGES // 2 * PAGE
 OTHER_BUFFER = BUFFER + PAGES * PAGE
 RINGS = 0x1800000
-# Of each request a header, and a byte for its outcome.
+# Where each request has its header, and a byte for its status
 HEADERS, OUTCOMES = RINGS + PAGE, RINGS + 2 * PAGE
 TYPE_IN, TYPE_OUT = 0, 1
 OK, IO_ERROR, NONE = 0, 1, 0xff
@@ -30,17 +30,17 @@ SIZE = PAGES * PAGE
 
 
 class HalfPrivate(SimTest):
-    """A request waits for its turn; meanwhile its buffer is converted."""
+    """A request is throttled; meanwhile its buffer is converted."""
 
     def disk(self, name):
-        """Path of an image: words that are 1."""
+        """Path of an image whose words are 1."""
         path = os.path.join(self.dir, name)
         with open(path, 'wb') as f:
             f.write((1).to_bytes(8, 'little') * (4 << 17))
         return path
 
     def request(self, driver, number, kind, buffer):
-        """Lines: a transfer of a whole buffer."""
+        """Lines of a script: a transfer of a whole buffer."""
         header, outcome = HEADERS + 16 * number, OUTCOMES + number
         return (f'write {header:#x} 8 {kind}\nwrite {header + 8:#x} 8 0\n'
                 f'write {outcome:#x} 1 {NONE}\n') + driver.submit(0, [
@@ -48,7 +48,7 @@ class HalfPrivate(SimTest):
                     (outcome, 1, True)])
 
     def number(self, sim, gpa, size):
-        """What is in shared memory."""
+        """A number in shared memory."""
         text = sim.cmd('human-monitor-command', command_line='xp /1x' + {
             1: 'b', 2: 'h', 8: 'g'}[size] + f' {gpa:#x}')
         return int(re.search(': *(0x[0-9a-f]+)', text)[1], 16)
@@ -93,7 +93,7 @@ class HalfPrivate(SimTest):
         self.assertEqual(sim.cmd('query-status')['status'], 'running')
         self.assertEqual(self.number(sim, OUTCOMES + 1, 1), IO_ERROR)
         sim.assert_runs()
-        # What the guest has put there is not on the disk.
+        # The private half is not on the disk.
         with open(path, 'rb') as f:
             self.assertEqual(f.read()[SIZE // 2:], before[SIZE // 2:])
 

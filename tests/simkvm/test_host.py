@@ -5,7 +5,7 @@ from simtest import SimTest
 
 
 class Missing(SimTest):
-    """Each thing that a host lacks has a name and is said in a clause."""
+    """Each thing that a host lacks is listed by name and in a clause."""
 
     def check_missing(self, generation, wanted, text, **kwargs):
         sim = self.start(f'generation {generation}\nvcpu 0\nhalt',
@@ -29,7 +29,7 @@ class Missing(SimTest):
                            'lacks MMAP or INIT_SHARED', confidential=snp(),
                            args=['-bios', self.image])
 
-    def test_a_kernel_that_breaks_its_promise(self):
+    def test_a_kernel_that_refuses_flags_that_it_offers(self):
         self.check_missing('g1\nfault KVM_CREATE_GUEST_MEMFD errno=ENOMEM',
                            ['create'], 'KVM_CREATE_GUEST_MEMFD fails')
 

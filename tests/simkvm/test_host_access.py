@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A host that looks into a guest finds nothing of private pages.
+"""A host that reads a guest's memory finds nothing of private pages.
 
-Monitor, debugger, dumps and displays: all of them go through what shared pages
-have, and private ones are absent.  Nobody dies of it.
+Monitor, debugger, dumps and displays find shared pages; private ones are
+absent, and QEMU survives.
 """
 import array
 import os
@@ -40,7 +40,7 @@ READY = '''
 
 
 def pattern(gpa, seed, size=SIZE):
-    """Bytes of what the script's "fill" writes there."""
+    """Bytes that the script's "fill" writes there."""
     low = (1 << 64) - 1
     words = array.array('Q')
     for at in range(gpa, gpa + size, 8):
@@ -97,7 +97,7 @@ class Gdb:
         self._data = b''
 
     def close(self):
-        """The emulator lets go of its guest."""
+        """Disconnect; the guest runs on."""
         self._socket.close()
 
     def _byte(self):
@@ -139,13 +139,13 @@ class HostAccessTest(SimTest):
     ARGS = ()
 
     def guest(self, script='', **kwargs):
-        """Arguments of machine() for it; the script goes on with @script."""
+        """Arguments of machine(); the guest's script ends with @script."""
         return {'config': SCRIPT + script + READY, 'size': '64M',
                 'backend': None, 'confidential': snp(),
                 'args': ['-bios', self.image, *self.ARGS], **kwargs}
 
     def start_guest(self, *args, **kwargs):
-        """It runs, and has written its pages."""
+        """The guest runs, and has written its pages."""
         sim = self.start(**self.guest(*args, **kwargs))
         self.wait_ready(sim)
         return sim
@@ -154,15 +154,15 @@ class HostAccessTest(SimTest):
         wait_for('the guest', lambda: 'ready' in sim.output(), sim)
 
     def hmp(self, sim, line):
-        """What the human monitor says."""
+        """Output of a command of the human monitor."""
         return sim.cmd('human-monitor-command', command_line=line)
 
     def path(self, name='out'):
-        """Of a file that the emulator writes."""
+        """Path of a file that the emulator writes."""
         return os.path.join(self.dir, name)
 
     def read(self, name='out'):
-        """Bytes of it."""
+        """Bytes of that file."""
         with open(self.path(name), 'rb') as f:
             return f.read()
 
@@ -192,19 +192,18 @@ class HostAccessTest(SimTest):
         self.fail('there is no guest_memfd')
 
     def check_alive(self, sim):
-        """Guest and emulator go on; shared pages can be read, others stay."""
+        """Guest and emulator run; shared pages can be read."""
         sim.assert_runs()
         self.check_secret_is_kept(sim)
-        # Private pages are left alone, and not only survived.
+        # No private page was touched.
         for block in sim.blocks().values():
             self.assertEqual(block['counters']['touched'], 0)
         sim.cmd('pmemsave', val=SHARED, size=SIZE, filename=self.path('live'))
         self.assertEqual(self.read('live'), pattern(SHARED, 1))
 
     def refused_or_absent(self, sim, command, **kwargs):
-        """A command that writes a file is refused, or has read nothing.
-
-        Returns the file's bytes; None if it was refused.
+        """A command that writes a file is refused, or its file is empty of
+        private contents.  Returns the file's bytes; None if it was refused.
         """
         try:
             sim.cmd(command, filename=self.path(), **kwargs)
@@ -219,7 +218,7 @@ class HostAccessTest(SimTest):
 
 
 class TheTest(unittest.TestCase):
-    """What the tests below compare with."""
+    """The tests' own comparison"""
 
     def test_words_are_found_at_any_place(self):
         secret = pattern(SECRET, 2)
@@ -238,7 +237,7 @@ class Monitor(HostAccessTest):
         sim = self.start_guest()
         sim.cmd('pmemsave', val=SHARED, size=SIZE, filename=self.path())
         self.assertEqual(self.read(), pattern(SHARED, 1))
-        # From one into the other, and not on a page's boundary.
+        # From a shared page into a private one, unaligned
         for start, size in ((SECRET, SIZE), (SHARED, 2 * SIZE),
                             (SECRET - 13, 26), (SECRET + SIZE - 9, 18)):
             data = self.refused_or_absent(sim, 'pmemsave', val=start,
@@ -249,7 +248,7 @@ class Monitor(HostAccessTest):
                 self.assertEqual(
                     data[:known],
                     pattern(SHARED, 1)[start - SHARED:][:known])
-                # What is absent reads as zeros.
+                # Absent pages read as zeros.
                 self.assertFalse(any(data[known:]))
         self.check_alive(sim)
 
@@ -360,8 +359,7 @@ class Debugger(HostAccessTest):
 
     def check(self, sim, gdb):
         self.assertEqual(gdb.read(SHARED, 1024), pattern(SHARED, 1)[:1024])
-        # Neither is there an answer to what it cannot know, nor does it say
-        # that a write which is lost was made.
+        # Reads and writes of private pages are answered with errors.
         shared = pattern(SHARED, 1)[-16:].hex()
         for address, size in (SECRET, 8), (SECRET, 1024), (SECRET - 8, 16), (
                 SECRET + SIZE - 8, 8):
@@ -369,7 +367,7 @@ class Debugger(HostAccessTest):
             self.assertRegex(gdb.ask(f'M{address:x},{size:x}:' + '5a' * size),
                              '^E..$')
             self.check_secret_is_kept(sim)
-            # What was shared can be written.
+            # Shared pages can be written.
             self.assertEqual(gdb.ask(f'M{SECRET - 16:x},10:{shared}'), 'OK')
         self.assertEqual(gdb.read(SECRET - 16, 16), pattern(SHARED, 1)[-16:])
 
@@ -384,7 +382,7 @@ class Debugger(HostAccessTest):
 
     def test_a_breakpoint_in_private_memory(self):
         sim, gdb = self.debug()
-        # An instruction to patch cannot be had; the processor's can.
+        # A private instruction cannot be patched; hardware breakpoints work.
         self.assertRegex(gdb.ask(f'Z0,{SECRET:x},1'), '^E..$')
         gdb.ask(f'Z1,{SECRET:x},1')
         gdb.ask(f'z1,{SECRET:x},1')
@@ -401,7 +399,7 @@ class Display(HostAccessTest):
     CONTROL = SHARED + 8 * PAGE
 
     def key(self):
-        """Of etc/ramfb in fw_cfg: what the firmware would look up."""
+        """Key of etc/ramfb in fw_cfg, which firmware would look up."""
         sim = self.start(**self.guest(args=['-bios', self.image,
                                             '-device', 'ramfb']))
         self.wait_ready(sim)
@@ -426,7 +424,7 @@ class Display(HostAccessTest):
         return key
 
     def show(self, address, script=''):
-        """A guest that shows what is at @address, and then does @script."""
+        """A guest that displays memory at @address, then runs @script."""
         config = struct.pack('>QIIIII', address, 0x34325258, 0,
                              self.WIDTH, self.HEIGHT, 0)
         # Select the file, and write it.
@@ -440,7 +438,7 @@ class Display(HostAccessTest):
         low = int.from_bytes(struct.pack('>I', self.CONTROL), 'little')
         return self.start_guest(
             lines + f'out 0x514 4 0\nout 0x518 4 {low:#x}\n'
-            # The transfer has ended, and well.
+            # The transfer has succeeded.
             f'read {self.CONTROL:#x} 4 expect=0\n' + script,
             args=['-bios', self.image, '-device', 'ramfb'])
 
@@ -476,7 +474,7 @@ class Display(HostAccessTest):
         for at in range(0, 4 * PAGE, 64):
             secret = self.visible(SHARED + at, 2)[:24]
             self.assertNotIn(secret, picture)
-        # It had the memory mapped, and survived.
+        # The display touched the private memory, and QEMU survived.
         self.assertGreater(sum(block['counters']['touched']
                                for block in sim.blocks().values()), 0)
         sim.assert_runs()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Hostile guests: 1 to 8 vCPUs, seeded; see tests/simkvm/hostile.c.
 
-After each batch the state of pages in QEMU, in the model of the kernel and in
-what a discard listener was told is the same, and it is one that the requests
-and their answers can have come to.
+After each batch, QEMU, the model of the kernel and a discard listener have the
+same state of pages, and it is one that the requests and their answers can have
+led to.
 """
 import os
 import select
@@ -20,7 +20,7 @@ LAYOUT = 'q35,max-ram-below-4g=128M'
 NODES = [word for node, size in (('low', 96), ('middle', 96), ('high', 64))
          for word in ('-object', f'memory-backend-guest-memfd,id={node},'
                       f'size={size}M', '-numa', f'node,memdev={node}')]
-# A request that fails for each of these, every so many calls.
+# Each of these errors comes every so many calls.
 PLAN = '\n'.join(f'fault {CONVERT} errno={error} at={at} every={every} '
                  f'times={times}' for error, at, every, times in (
                      ('EAGAIN', 211, 101, 4), ('ENOMEM', 307, 211, 1),
@@ -28,32 +28,32 @@ PLAN = '\n'.join(f'fault {CONVERT} errno={error} at={at} every={every} '
 
 
 def said(sim):
-    """What it said of anything but the processor and resets: lines."""
+    """Lines of its standard error, but for those of processor and resets."""
     return [line for line in sim.get_log().splitlines()
             if 'CPUID' not in line and 'has been rebuilt' not in line]
 
 
 class Control:
-    """The ends of the model's pipes: it tells of each batch, and waits."""
+    """The ends of the model's pipes: it reports each batch, and waits."""
 
     def __init__(self, directory):
         self.path = tempfile.mkdtemp(dir=directory) + '/control'
         os.mkfifo(self.path + '.out')
         os.mkfifo(self.path + '.in')
-        # Opened for both, a pipe waits for nobody.
-        self.told = os.open(self.path + '.out', os.O_RDWR)
+        # With O_RDWR, open() does not wait for the other end.
+        self.reports = os.open(self.path + '.out', os.O_RDWR)
         self.answer = os.open(self.path + '.in', os.O_RDWR)
         self.rest = b''
 
     def batch(self, sim):
-        """The next one: a digest of what is private now; and so far,
-        conversions, pages that became private, and shared.
+        """The next report: a digest of private pages; and counts of
+        conversions, pages that became private, and shared, so far.
         """
         watch = sim.watch('the next batch')
         while b'\n' not in self.rest:
             watch.check()
-            if select.select([self.told], [], [], 1)[0]:
-                self.rest += os.read(self.told, 4096)
+            if select.select([self.reports], [], [], 1)[0]:
+                self.rest += os.read(self.reports, 4096)
             else:
                 if not sim.is_running():
                     sim.wait()
@@ -70,7 +70,7 @@ class Control:
 
     def close(self):
         """Both ends."""
-        os.close(self.told)
+        os.close(self.reports)
         os.close(self.answer)
 
 
@@ -78,7 +78,7 @@ class Hostile(SimTest):
     """Runs guests, and compares after each batch."""
 
     def config(self, path, seed, requests, plan, config=''):
-        """Of a guest whose vCPUs ask for so much in a batch."""
+        """Configuration of a guest with so many requests in a batch."""
         return f'''
             generation g2
             log /dev/null
@@ -93,7 +93,7 @@ class Hostile(SimTest):
             shutdown'''
 
     def compare(self, sim, digest, to_private, to_shared):
-        """What QEMU and its listener say, while nobody asks for anything."""
+        """QEMU and its listener have that state; no request is in flight."""
         blocks = sim.cmd('query-guest-memfd')['blocks']
         counted = [[block['counters'][name] for block in blocks]
                    for name in ('pages-to-private', 'pages-to-shared')]
@@ -110,7 +110,7 @@ class Hostile(SimTest):
 
     def attack(self, guest, conversions, seed=1, cpus=4, requests=500, plan='',
                batch=None):
-        """Batches until so many conversions were made; returns the report.
+        """Run batches until so many conversions; returns the report.
 
         @batch: called with their number after each
         """
@@ -123,7 +123,7 @@ class Hostile(SimTest):
             **{'machine': LAYOUT, **guest, 'args': [
                 '-bios', self.image, *NODES, '-device',
                 'guest-memfd-testdev,id=listener', *guest.get('args', ())]})
-        # An event while QMP is greeted upsets it.
+        # QEMU's client fails if an event arrives during QMP's greeting.
         sim.add_args('-S')
         sim.launch()
         self.addCleanup(sim.shutdown, hard=True)
@@ -138,13 +138,13 @@ class Hostile(SimTest):
         sim.wait()
         sim.report = self._check_end(sim.model, sim.exitcode(), 0,
                                      sim.get_log())
-        # It must not fill a disk.
+        # A long log would fill the disk.
         self.assertLess(len(said(sim)), 10, said(sim))
         return sim
 
 
 def guests():
-    """Arguments of all platforms, by name; a reason instead of some."""
+    """Arguments of each platform, or the reason for its absence, by name."""
     return {
         'snp': {'confidential': snp()},
         'tdx': lacks_tdx() or {
@@ -155,7 +155,7 @@ def guests():
 
 
 class Platforms(Hostile):
-    """All of them."""
+    """One test for each platform"""
 
     CPUS = range(1, 9)
     CONVERSIONS = 100000 // 3 // len(CPUS)

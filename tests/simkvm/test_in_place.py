@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Launches of guests whose memory is converted in place.
 
-Each is compared with the launch that QEMU itself makes of the same guest where
-private memory is separate: the platform has to get the same.
+Each is compared with QEMU's own launch of the same guest with separate memory:
+the platform has to get the same.
 """
 from base64 import b64encode
 from collections import Counter
@@ -15,7 +15,7 @@ MIB = 1 << 20
 SEPARATE, IN_PLACE = 'generation g0', 'generation g2'
 CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
 SLOT = 'KVM_SET_USER_MEMORY_REGION2'
-# What the emulator asks of guest_memfd, slots and the launch.
+# Calls for guest_memfd, slots and the launch
 KINDS = ('KVM_CREATE_GUEST_MEMFD', 'KVM_SET_USER_MEMORY_REGION',
          SLOT, CONVERT, 'fallocate', 'mmap')
 BOUND = ',host-nodes=0,policy=bind'
@@ -56,7 +56,7 @@ class Launches:
     SIZE_ARGS = ()
 
     def in_place(self, **kwargs):
-        """A launch in place, in which nothing is amiss."""
+        """A launch in place, without warnings or touches of private pages."""
         sim = self.launch(IN_PLACE, **kwargs)
         self.assertEqual(sim.output(), 'launched\n')
         self.assertTrue(sim.report['launch']['finished'])
@@ -64,13 +64,13 @@ class Launches:
         return sim
 
     def separate(self, **kwargs):
-        """The launch that QEMU makes by itself."""
+        """QEMU's own launch, with separate memory."""
         sim = self.launch(SEPARATE, **kwargs)
         self.assertEqual(sim.output(), 'launched\n')
         return sim
 
     def compare(self, other=None, **kwargs):
-        """Both are measured alike, and in place there is one copy.
+        """Both have the same digest; in place there is one copy of memory.
 
         @other: arguments that differ where memory is separate
         Returns both machines.
@@ -78,16 +78,16 @@ class Launches:
         separate = self.separate(**{**kwargs, **(other or {})})
         sim = self.in_place(**kwargs)
         self.assertEqual(sim.report['launch'], separate.report['launch'])
-        # Nothing more is said, of what is passed to the guest least of all.
+        # No more messages, least of all with data of the guest's
         self.assertEqual(sim.get_log(), separate.get_log())
         self.assertLess(sim.report['peak']['total'],
                         separate.report['peak']['total'])
         return separate, sim
 
-    def check_passed_on(self, properties, **told):
-        """The platform is told of them, and no less than by QEMU itself.
+    def check_passed_on(self, properties, **passed):
+        """The platform gets the properties, as from QEMU's own launch.
 
-        @told: a command, and what it has to have, by the log's names
+        @passed: a command, and its arguments, by the log's names
         """
         def commands(sim):
             return {call['call']: {name: call[name] for name in call
@@ -97,12 +97,12 @@ class Launches:
         separate, sim = self.compare(
             confidential=self.CONFIDENTIAL + properties)
         self.assertEqual(commands(sim), commands(separate))
-        for command, wanted in told.items():
+        for command, wanted in passed.items():
             got = commands(sim)[command]
             self.assertEqual({name: got[name] for name in wanted}, wanted)
 
     def calls(self, sim):
-        """How often what was called."""
+        """How often each call was made."""
         return Counter(call['call'] for call in sim.model.log()
                        if call['call'] in KINDS + self.COMMANDS)
 

@@ -33,7 +33,7 @@ class Conversions(SimTest):
         return [(call['offset'], call['size'], call['attributes'], call['ret'])
                 for call in log[first:] if call['call'] == CONVERT]
 
-    def test_what_is_kept_is_what_the_kernel_has(self):
+    def test_qemu_has_the_state_that_the_kernel_has(self):
         sim = self.start(f'''
             generation g2
             vcpu all
@@ -50,7 +50,7 @@ class Conversions(SimTest):
                          4096 * (count['pages-to-private'] -
                                  count['pages-to-shared']))
 
-    def test_what_is_so_costs_nothing(self):
+    def test_a_range_that_is_so_already_costs_no_call(self):
         sim = self.run_guest('''
             vcpu 0
             map-gpa 0x100000 16 private
@@ -100,11 +100,11 @@ class Conversions(SimTest):
         self.assertEqual(self.conversions(sim), [
             (0x100000, 0x10000, 0, 0),
             *[(0x100000, 0x10000, 8, -11)] * 3,
-            # From now on, what is before it goes first.
+            # From now on, the pages before it are converted first.
             (0x100000, 0x5000, 8, -11), (0x100000, 0x5000, 8, 0),
             (0x105000, 0xb000, 8, 0)])
 
-    def test_what_is_no_memory_is_shared(self):
+    def test_a_range_without_memory_becomes_shared(self):
         sim = self.run_guest('''
             vcpu 0
             map-gpa 0xfec00000 1 shared

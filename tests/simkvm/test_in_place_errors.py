@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Confidential guests that a host cannot have, as the user asked for them.
+"""Confidential guests that the host cannot run as the user asked.
 
 Nothing is launched, and one error says what is missing and what to do.
 """
@@ -22,7 +22,7 @@ class Errors:
     MACHINE = ''
 
     def refuse(self, reason, config=IN_PLACE, hint='', **kwargs):
-        """There is one error like that, and no launch."""
+        """QEMU ends with one error that matches, and launches nothing."""
         with self.subTest(config=config, **kwargs):
             sim = self.launch(config, status=1, **kwargs)
             error, = errors(sim.get_log())
@@ -60,7 +60,7 @@ class Errors:
                                  config == IN_PLACE)
 
     def test_a_host_whose_parameter_is_off(self):
-        # Neither way: what a kernel without separate memory answers then.
+        # The kernel neither converts in place nor has separate memory then.
         plan = f'\nfault {CONVERT} errno=ENOTTY times=forever'
         for mode, reason in (
                 ('auto', "the host's KVM has no private memory for this type "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Launches in place in which one call fails: each of them, in every way.
+"""Launches in place in which one call fails: each call, with each error.
 
 The guest is launched all the same, or the emulator ends with one error.
 """
@@ -13,17 +13,17 @@ from test_launch import SnpLaunchTest, TdxLaunchTest
 
 ERRNOS = 'EAGAIN', 'EINTR', 'ENOMEM', 'EIO', 'EINVAL'
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
-# What QEMU says of an error that has been told.
+# QEMU's message after an error that was reported already
 FOLLOWS = re.compile('.*(failed to initialize kvm|kvm_arch_init_vcpu failed|'
                      'failed to create encryption context|'
                      'failed update CPUID page)')
 THREADS = 4
-# What is allocated at the start may fail there, too.
+# Allocation at the start may fail, too.
 GUEST = {'backend': 'memory-backend-ram,prealloc=on', 'size': '32M'}
 
 
 def errors(log):
-    """The errors in it, without those that only follow from another."""
+    """The errors in a log, without those that only follow from another."""
     return [e for e in ERROR.findall(log) if not FOLLOWS.match(e)]
 
 
@@ -36,7 +36,7 @@ class Faults:
     PAGES = None
 
     def planned(self, sim):
-        """What a fault plan can name in a run: (call, which)."""
+        """Faults that a plan can name in a run: (call, number)."""
         names = [re.sub('REGION2$', 'REGION', call['call'])
                  for call in sim.model.log()]
         counts = Counter(name for name in names
@@ -46,7 +46,7 @@ class Faults:
                              'TDX_CAPABILITIES', 'TDX_GET_CPUID'))
         plan = [(name, at) for name, count in counts.items()
                 for at in range(1, count + 1)]
-        # Of a command's pages the first and the last, and one in between.
+        # The first and last of a command's pages, and one in between
         page = 1
         for call in sim.model.log(self.COMMANDS[-2]):
             last = page + call['pages'] - 1
@@ -56,7 +56,7 @@ class Faults:
         return plan
 
     def outcome(self, plan, clean):
-        """One run with these lines of a plan.  Returns what is wrong."""
+        """Run with these lines of a plan.  Returns what is wrong, or None."""
         try:
             sim = self.launch(f'{IN_PLACE}\n{plan}', status=None,
                               **GUEST)
@@ -92,7 +92,7 @@ class Faults:
     def test_pages_that_are_held_for_a_while(self):
         clean = self.launch(IN_PLACE)
         for first in self.conversions(clean):
-            # Its last page: what comes before it is not taken either.
+            # The last page of a range: no page of the range is taken.
             page = first['offset'] + first['size'] - 0x1000
             with self.subTest(file=first['file'], page=page):
                 sim = self.launch(f'{IN_PLACE}\npin {page} 4096 times=5 '
@@ -116,7 +116,7 @@ class Faults:
                 error, = errors(sim.get_log())
                 self.assertRegex(error, 'Cannot make .* private.* keeps a '
                                  'page pinned: Resource temporarily')
-                # It asks for about a second, and more and more rarely.
+                # It is tried for about a second, with growing pauses.
                 self.assertLess(len(self.conversions(sim)), 200)
 
 

@@ -12,13 +12,13 @@ class Guests:
     """The tests of both platforms."""
 
     def run_guest(self, script, **kwargs):
-        """It ends well, and the host has touched nothing private."""
+        """It ends without an error or a touch of private memory."""
         sim = self.launch(IN_PLACE, script=script, **kwargs)
         self.assertEqual(sim.report['host-touches'], 0)
         return sim
 
     def conversions(self, sim):
-        """What was converted since the launch: (offset, size, private)."""
+        """Conversions since the launch: (offset, size, private)."""
         log = sim.model.log()
         launched = [call['call'] for call in log].index(self.COMMANDS[-1])
         return [(call['offset'], call['size'], call['attributes'] == 8)
@@ -46,7 +46,7 @@ class Guests:
         self.assertEqual(self.conversions(sim), [
             (0x1008000, 0x10000, False), (0x100c000, 0x4000, True),
             (0x1008000, 0x10000, True)])
-        # Nothing is given back and taken anew.
+        # No memory is freed and allocated again.
         self.assertNotIn('fallocate', sim.report['calls'])
 
     def test_memory_faults_convert_a_page(self):
@@ -131,7 +131,7 @@ class Guests:
 
     @staticmethod
     def size_of(mapping):
-        """Bytes of a line of /proc/PID/maps."""
+        """Size in bytes of a mapping, a line of /proc/PID/maps."""
         start, end = (int(x, 16) for x in mapping[0].split('-'))
         return end - start
 
@@ -142,7 +142,7 @@ class Guests:
                 sim = self.start(IN_PLACE + HALT,
                                  **{**self.guest(), 'backend': backend,
                                     'size': '77M'})
-                # That of the model; and of QEMU's, what is private.
+                # The model's own mapping; and QEMU's, where it is private
                 names = {m[-1] for m in sim.maps()
                          if self.size_of(m) > 70 << 20 and m[1] == 'rw-s'}
                 self.assertEqual(names, {

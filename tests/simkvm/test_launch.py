@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Launches of confidential guests, and what is measured.
+"""Launches of confidential guests, and their measurements.
 
-The emulator is QEMU's own here, and memory separate: what it does on the
-kernels of today.  The model measures what the emulator gives it, and
-gmemlab.measure the firmware's file.
+QEMU's own code launches with separate memory, as on the kernels of today.  The
+model measures what the emulator gives it, gmemlab.measure the firmware's file.
 """
 import errno
 import os
@@ -29,7 +28,7 @@ SPARSE = 'memory-backend-ram,reserve=off'
 
 
 def debian(kind):
-    """An OVMF of Debian's: its path, or skips the test."""
+    """Path of an OVMF of Debian's; skips the test without one."""
     done = subprocess.run([os.path.join(ROOT, 'scripts/firmware'), kind],
                           capture_output=True, text=True, check=False)
     if done.returncode:
@@ -38,7 +37,7 @@ def debian(kind):
 
 
 def ovmf():
-    """OVMF of Debian's package "ovmf": its path, or skips the test."""
+    """Path of Debian's package "ovmf"; skips the test without it."""
     if not os.path.exists(OVMF):
         raise unittest.SkipTest(f'there is no {OVMF} (Debian package ovmf)')
     return OVMF
@@ -47,7 +46,7 @@ def ovmf():
 class LaunchTest(SimTest):
     """Launches firmware, by default our own, tests/guest/firmware."""
 
-    LAUNCH = None               # of gmemlab.measure
+    LAUNCH = None               # class of gmemlab.measure
     COMMANDS = ()               # in this order; the one for pages is the last
     CONFIDENTIAL = None
     ARGS = ()
@@ -69,7 +68,7 @@ class LaunchTest(SimTest):
                          **self.guest(path, **kwargs))
 
     def check(self, *args, path=None, hashes=None, **kwargs):
-        """What is measured is what the firmware's file says.
+        """The measurement is that of the firmware's file.
 
         @hashes: of a kernel, see gmemlab.measure
         """
@@ -79,14 +78,14 @@ class LaunchTest(SimTest):
         wanted = self.LAUNCH(image, hashes) if hashes else self.LAUNCH(image)
         sim = self.launch(*args, path=path, **kwargs)
         self.assertEqual(sim.output(), 'launched\n')
-        told = sim.report['launch']
-        self.assertTrue(told['finished'])
-        self.assertEqual(told['digest'], wanted.digest().hex())
-        self.assertEqual(told['pages'],
+        launched = sim.report['launch']
+        self.assertTrue(launched['finished'])
+        self.assertEqual(launched['digest'], wanted.digest().hex())
+        self.assertEqual(launched['pages'],
                          sum(r.size for r in wanted.ranges) >> 12)
-        self.assertEqual(told['measured-pages'], sum(
+        self.assertEqual(launched['measured-pages'], sum(
             r.size for r in wanted.ranges if r.data) >> 12)
-        self.assertEqual(told['pages'], sim.report['pages-populated'])
+        self.assertEqual(launched['pages'], sim.report['pages-populated'])
         return sim, wanted
 
     def check_commands(self):
@@ -256,7 +255,7 @@ class Snp(SnpLaunchTest):
                                      'times=forever')
             self.assertEqual(sim.report['calls']['SNP_LAUNCH_UPDATE'], 10)
 
-    def test_what_the_firmware_refuses_is_not_tried_again(self):
+    def test_a_command_that_the_firmware_refuses_is_not_retried(self):
         sim = self.check_refused('SNP_LAUNCH_UPDATE_PAGE',
                                  'SNP_LAUNCH_UPDATE ret=-5 fw_error=[1-9]')
         self.assertEqual(sim.report['calls']['SNP_LAUNCH_UPDATE'], 1)

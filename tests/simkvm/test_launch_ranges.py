@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a launch in place makes of its firmware's tables.
+"""Launches in place of firmware with unusual tables.
 
 The firmware is ours, with other tables: ranges that touch, that overlap, that
 are not where their contents are, or not in memory at all.
@@ -38,7 +38,7 @@ class InPlace(test_launch.LaunchTest):
     SIGNATURE = LAYOUT = None
 
     def firmware(self, sections):
-        """A path."""
+        """Path of firmware whose table has these sections."""
         with open(self.image, 'rb') as f:
             image = with_table(f.read(), self.SIGNATURE, self.LAYOUT, sections)
         path = f'{self.dir}/firmware'
@@ -63,7 +63,7 @@ class InPlace(test_launch.LaunchTest):
         self.assertFalse(sim.report['launch']['finished'])
 
     def check_conversions(self):
-        """A page that is busy for a moment is no matter; else it is told."""
+        """A page that is busy for a moment is retried; other errors end it."""
         call = 'KVM_SET_MEMORY_ATTRIBUTES2'
         sim, wanted = self.check('generation g2')
         made = [c['attributes'] for c in sim.model.log(call)]
@@ -83,7 +83,7 @@ class InPlace(test_launch.LaunchTest):
                 self.assertEqual(sim.report['exits'], 0)
 
     def check_sources(self, calls, but=()):
-        """All are populated from what is there, but those of some types."""
+        """Only commands of the types in @but have a source."""
         for call in calls:
             self.assertEqual(call['source'], call.get('type') in but, call)
 
@@ -156,7 +156,7 @@ class Snp(InPlace):
 
 
 class Tdx(InPlace):
-    """TDX: the table has all of it."""
+    """TDX: only the table's sections are launched."""
 
     LAUNCH = measure.TdxLaunch
     CONFIDENTIAL = 'tdx-guest'
@@ -237,7 +237,7 @@ class Tdx(InPlace):
             self.assertRegex(sim.get_log(), r'0x1000 bytes at gpa 0x800000 '
                              r'\(bfv\): all of them are zeros')
             self.assertEqual(sim.report['exits'], 0)
-            # A vendor may leave this empty, and temporary memory is.
+            # A vendor may leave this empty; temporary memory is always zeros.
             self.check_sections([
                 (offset, PAGE, 0x800000, PAGE, CFV, MEASURED), self.CODE,
                 self.HOB, (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],

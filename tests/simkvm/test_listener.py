@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a device hears that maps what is shared: guest-memfd-testdev.
+"""Notifications of a device that maps shared memory: guest-memfd-testdev.
 
-The device compares what it is told with what is so, see its file; here it is
-asked whether it has found anything amiss.
+The device checks its notifications, see its file; here it is asked for errors.
 """
 import hashlib
 import random
@@ -40,7 +39,7 @@ def requests(seed, count, gpa, pages):
 
 
 class Anywhere:
-    """What holds wherever private memory is.
+    """Tests for separate memory and for memory in place.
 
     RAM is private when a guest starts.
     """
@@ -58,7 +57,7 @@ class Anywhere:
                 property=name, value=value)
 
     def check_listener(self, sim, device='listener'):
-        """All it has heard and sees is as it should be."""
+        """The device has found no error, and finds none now."""
         self.assertEqual(self.ask(sim, 'check', device), '')
         self.assertEqual(self.ask(sim, 'errors', device), 0, sim.get_log())
 
@@ -88,8 +87,8 @@ class Anywhere:
         self.go(sim)
         return sim
 
-    def check_told(self, script, populates, discards, config='', **kwargs):
-        """So often the listener is told something for that script.
+    def check_notified(self, script, populates, discards, config='', **kwargs):
+        """The listener gets so many notifications for that script.
 
         Returns the machine.
         """
@@ -102,7 +101,7 @@ class Anywhere:
         return sim
 
     def test_conversions(self):
-        sim = self.check_told('''
+        sim = self.check_notified('''
             map-gpa 0x1000000 16 shared
             map-gpa 0x2000000 512 shared
             map-gpa 0x1000000 8 private''', 2, 1)
@@ -164,16 +163,16 @@ class Anywhere:
 class Listeners(Anywhere):
     """In place."""
 
-    def test_what_is_so_is_not_told(self):
-        self.check_told('''
+    def test_a_range_that_is_so_already_is_not_notified(self):
+        self.check_notified('''
             map-gpa 0x1000000 16 private
             map-gpa 0x1000000 16 shared
             map-gpa 0x1000000 16 shared
             map-gpa 0x1004000 4 shared''', 1, 0)
 
-    def test_a_mixed_range_is_told_in_runs(self):
+    def test_a_mixed_range_is_notified_in_runs(self):
         """Defect 5 of prior art: page by page."""
-        sim = self.check_told('''
+        sim = self.check_notified('''
             map-gpa 0x1004000 4 shared
             map-gpa 0x100c000 1 shared
             map-gpa 0x1000000 1024 shared
@@ -182,7 +181,7 @@ class Listeners(Anywhere):
         self.assertEqual(self.ask(sim, 'mapped-pages'), 0)
 
     def test_a_range_of_two_blocks(self):
-        sim = self.check_told('''
+        sim = self.check_notified('''
             map-gpa 0x7ffe000 5 shared
             map-gpa 0x8000000 1 private''', 2, 1, size='256M', args=NODES)
         self.assertEqual(self.ask(sim, 'mapped-pages'), 4)
@@ -202,7 +201,7 @@ class Listeners(Anywhere):
         self.assertEqual(self.ask(sim, 'mapped-pages'), 8)
 
     def test_one_of_two_devices_refuses(self):
-        """Whichever is told first, the other unmaps."""
+        """Whichever is notified first, the other unmaps."""
         devices = 'listener', 'other'
         for refuser in devices:
             with self.subTest(refuser=refuser):
@@ -230,7 +229,7 @@ class Listeners(Anywhere):
             state 0x1008000 8 private
             print x
             halt''')
-        # What comes before the refused run is undone, too.
+        # The run before the refused one is unmapped again, too.
         self.set(sim, 'refuse-every', 3)
         self.go(sim)
         self.assertEqual(self.ask(sim, 'mapped-pages'), 4)
@@ -238,7 +237,7 @@ class Listeners(Anywhere):
     def test_the_kernel_fails(self):
         """Both runs of the chunk are mapped again (prior art 4)."""
         launch = len(self.listen('').model.log(CONVERT))
-        sim = self.check_told('''
+        sim = self.check_notified('''
             map-gpa 0x1000000 4 shared
             map-gpa 0x1008000 8 shared
             map-gpa 0x1000000 16 private ret=EAGAIN
@@ -259,9 +258,9 @@ class Faults(Listeners):
     """Platforms that are launched, and whose memory faults convert."""
 
     def test_a_launch(self):
-        """All RAM will be private, so nothing is mapped for it meanwhile.
+        """All RAM will be private, so it is not mapped during the launch.
 
-        VFIO has some 65,000 mappings of a page each: 256 MiB.
+        VFIO would run out of mappings: 65,000 of a page each are 256 MiB.
         """
         sim = self.prepare('vcpu 0\nprint x\nhalt', size='1G')
         self.set(sim, 'max-mappings', 16)
@@ -272,7 +271,7 @@ class Faults(Listeners):
             self.assertEqual(self.ask(sim, name), 0)
 
     def test_virtio_mem(self):
-        """It is private at first; what is not plugged in is not mapped."""
+        """Its memory is private at first; unplugged memory is not mapped."""
         sim = self.prepare('''
             vcpu 0
             state 0x100000000 0x10000 private
@@ -293,7 +292,7 @@ class Faults(Listeners):
         self.assertEqual(block['shared'], 8 << 12)
 
     def test_memory_faults(self):
-        self.check_told('''
+        self.check_notified('''
             fault 0x1000000 0x1000 shared
             fault 0x1001000 0x1000 shared
             fault 0x1000000 0x1000 private''', 2, 1)
@@ -355,7 +354,7 @@ class SwProtected(Listeners, LaunchTest):
 
 
 class Separate(Anywhere, LaunchTest):
-    """The same with separate memory: QEMU's conversions, a page at a time."""
+    """The same with separate memory: QEMU converts page by page."""
 
     GENERATION = 'g0'
     CONFIDENTIAL = 'sw-protected-guest,initial-state=private'

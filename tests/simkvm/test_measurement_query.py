@@ -19,10 +19,10 @@ SEPARATE, IN_PLACE = 'g1', 'g2'
 
 
 class QueryTest(SimTest):
-    """Asks a guest, as it is and by its launch.
+    """Compares the queries with the launch.
 
-    LAUNCH: of gmemlab.measure
-    KIND: of query-launch-measurement
+    LAUNCH: class of gmemlab.measure
+    KIND: type in query-launch-measurement
     OPTIONS: of the machine
     """
 
@@ -42,11 +42,11 @@ class QueryTest(SimTest):
 
     @staticmethod
     def wanted_type(r):
-        """What query-guest-memfd calls the pages of a Range."""
+        """The name in query-guest-memfd for the pages of a Range."""
         return r.type.lower()
 
     def check_refused(self, sim, reason):
-        """No measurement is told."""
+        """query-launch-measurement fails with that reason."""
         with self.assertRaisesRegex(ExecuteError, reason):
             sim.cmd('query-launch-measurement')
         self.assertRegex(
@@ -58,7 +58,7 @@ class QueryTest(SimTest):
         path = path or self.image
         sim = self.stopped(generation, path, **kwargs)
         sim.cmd('cont')
-        told = sim.cmd('query-launch-measurement')
+        answer = sim.cmd('query-launch-measurement')
         text = sim.cmd('human-monitor-command',
                        command_line='info launch-measurement')
         info = sim.cmd('query-guest-memfd')
@@ -66,10 +66,10 @@ class QueryTest(SimTest):
 
         with open(path, 'rb') as f:
             launch = self.LAUNCH(f.read())
-        self.assertEqual(told, {'type': self.KIND,
+        self.assertEqual(answer, {'type': self.KIND,
                                 'digest': launch.digest().hex()})
-        self.assertEqual(sim.report['launch']['digest'], told['digest'])
-        self.assertIn(f"{self.KIND}: {told['digest']}", text)
+        self.assertEqual(sim.report['launch']['digest'], answer['digest'])
+        self.assertIn(f"{self.KIND}: {answer['digest']}", text)
 
         wanted = []
         for r in launch.ranges:
@@ -82,7 +82,7 @@ class QueryTest(SimTest):
         return info, text
 
     def check_blocks(self, info):
-        """All of every block is private."""
+        """All blocks are private as a whole."""
         self.assertGreater(len(info['blocks']), 1)
         for block in info['blocks']:
             self.assertEqual(
@@ -114,7 +114,7 @@ class Snp(QueryTest):
             with self.subTest(generation=generation):
                 self.check(generation, test_launch.ovmf())
 
-    def test_nothing_is_told_before_it_is_launched(self):
+    def test_there_is_no_measurement_before_the_launch(self):
         for generation in SEPARATE, IN_PLACE:
             with self.subTest(generation=generation):
                 sim = self.stopped(generation)
@@ -155,7 +155,7 @@ class Tdx(QueryTest):
 
 
 class Ordinary(QueryTest):
-    """A guest that nobody launches."""
+    """A guest without a launch."""
 
     def test_nothing_is_measured(self):
         sim = self.start(f'generation {SEPARATE}' + HALT)

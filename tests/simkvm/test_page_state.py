@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What guests are answered who ask for page-state changes, in place.
+"""Answers to guests' requests for page-state changes, in place.
 
 A test for each row of docs/page-state-changes.md.
 """
@@ -28,8 +28,8 @@ class Guests:
     """All platforms.
 
     CONFIDENTIAL: the object
-    STATES: what RAM is at first, and what it is not
-    CONFIG, MACHINE, ARGS: what else such a guest takes
+    STATES: the state of RAM at first, and the other one
+    CONFIG, MACHINE, ARGS: more that such a guest needs
     """
 
     CONFIDENTIAL = None
@@ -50,40 +50,39 @@ class Guests:
                 'args': ['-bios', self.image, *self.ARGS, *args]}
 
     def config(self, script, plan=''):
-        """Of a guest with that script for vCPU 0."""
+        """Configuration of a guest with that script for vCPU 0."""
         return (f'generation g2\n{self.CONFIG}\n{plan}\nvcpu all\nhalt\n'
                 f'vcpu 0\n{script}\n')
 
     def run_guest(self, script, plan='', **kwargs):
-        """It comes to its end.  No private page was touched."""
+        """The script ends, and no private page was touched."""
         sim = self.play(self.config(script + '\nshutdown', plan),
                         **self.guest(**kwargs))
         self.assertEqual(sim.report['host-touches'], 0)
         return sim
 
     def before(self, **kwargs):
-        """How many calls for a conversion a launch makes."""
+        """Number of conversions that a launch makes."""
         return self.run_guest('', **kwargs).report['calls'].get(CONVERT, 0)
 
     def conversions(self, sim, **kwargs):
-        """Calls behind the launch: (offset, size, attributes, ret)."""
+        """Conversions after the launch: (offset, size, attributes, ret)."""
         return [(call['offset'], call['size'], call['attributes'], call['ret'])
                 for call in sim.model.log(CONVERT)[self.before(**kwargs):]]
 
     def plan(self, error, call=1, times=1, **kwargs):
-        """Fails the N-th conversion behind the launch, and those after it."""
+        """A plan: conversions fail, from the N-th after the launch on."""
         return (f'fault {CONVERT} errno={error} times={times} '
                 f'at={self.before(**kwargs) + call}')
 
     @staticmethod
     def changes(gpa, pages, state):
-        """A request that changes something is granted."""
+        """Lines: a request that changes something is granted."""
         return (f'map-gpa {gpa:#x} {pages} {state} ret=0\n'
                 f'state {gpa:#x} {pages} {state}\n')
 
     def refused(self, *requests):
-        """Requests, "GPA PAGES" each, that are answered EINVAL, and nothing
-        else happens.
+        """Requests, "GPA PAGES" each, are answered EINVAL and change nothing.
         """
         for there, wanted in self.STATES, self.STATES[::-1]:
             script = ''.join(f'map-gpa {request} {state} ret=EINVAL\n'
@@ -97,8 +96,8 @@ class Guests:
             self.assertEqual(len(self.conversions(sim)), 1 + bool(before))
 
     def stops(self, script, reason, plan='', **kwargs):
-        """The guest gets no further; the emulator is alive and says why."""
-        sim = self.start(self.config(script + '\nprint told', plan),
+        """The guest stops; the emulator says why, and answers QMP."""
+        sim = self.start(self.config(script + '\nprint goes-on', plan),
                          **self.guest(**kwargs))
         wait_for('the guest to stop', lambda: sim.cmd(
             'query-status')['status'] == 'internal-error', sim)
@@ -202,7 +201,7 @@ class Requests(Guests):
             [(0, 3 * PAGE)] * 2 + [(BORDER - 2 * PAGE, 2 * PAGE)] * 2)
 
     def test_several_ram_blocks_half_way(self):
-        """What was converted stays so, and the guest may ask again."""
+        """Converted pages stay converted, and the guest may ask again."""
         there, wanted = self.STATES
         sim = self.run_guest(f'''
             map-gpa {BORDER - 2 * PAGE} 5 {wanted} ret=EAGAIN
@@ -225,7 +224,7 @@ class Requests(Guests):
         self.assertEqual(len(self.conversions(sim)), 1)
 
     def test_opposite_requests_from_two_vcpus(self):
-        """Each is granted, whole and in some order."""
+        """Each is granted, as a whole, in some order."""
         ask = ('repeat 300\n'
                'map-gpa 0x1000000 16 {} ret=0 contended\nend\nbarrier\n')
         there, wanted = self.STATES
@@ -244,7 +243,7 @@ class Requests(Guests):
             shutdown''', **self.guest(cpus=2))
         calls = self.conversions(sim)
         self.assertEqual({c[:2] for c in calls}, {(0x1000000, 16 * PAGE)})
-        # One that would have changed nothing has not been made.
+        # A request that changes nothing makes no call.
         self.assertTrue(all(a[2] != b[2] for a, b in zip(calls, calls[1:])))
 
     INTERRUPTED = 'forever', 'EAGAIN'
@@ -288,7 +287,7 @@ class Requests(Guests):
         self.assertEqual([c[3] for c in self.conversions(sim)].count(
             -errno.EAGAIN), 5)
 
-    # So often, with pauses that grow to 10 ms, takes more than a second.
+    # So many tries, with pauses that grow to 10 ms, take more than a second.
     LONG = 250
 
     def test_a_page_that_stays_held(self):
@@ -305,7 +304,7 @@ class Requests(Guests):
         if not self.HELD:
             self.assertEqual(tries, self.LONG)
 
-    # Longer than that, by far; but not longer than for SEV-SNP.
+    # Far more than a second, but less than SEV-SNP's limit.
     LONGER = 1500
 
     def test_a_page_that_stays_held_keeps_nobody_else(self):
@@ -345,7 +344,7 @@ class Requests(Guests):
             sim.cmd('stop')
             self.assertEqual(sim.cmd('query-status')['status'], 'paused')
             if not self.HELD:
-                # It was not waited for.
+                # "stop" did not wait for the page.
                 self.assertLess(tries(), self.LONGER)
             sim.cmd('cont')
             if not self.HELD:
@@ -367,7 +366,7 @@ class Requests(Guests):
 
 
 class Exits(Guests):
-    """KVM_RUN ends with an error, or with an access that is none."""
+    """KVM_RUN ends with an error, or with an access that it cannot serve."""
 
     def test_an_access_fault_that_is_stale_changes_nothing(self):
         there, wanted = self.STATES
@@ -380,7 +379,7 @@ class Exits(Guests):
         self.assertEqual(len(self.conversions(sim)), 1)
 
     def test_an_access_fault_now_and_then(self):
-        """The guest runs in between, so it is not without an end."""
+        """The guest runs in between, so QEMU does not give up."""
         self.run_guest(f'''
             repeat 15
             fault 0x1000000 0x1000 {self.STATES[0]} stale
@@ -433,7 +432,7 @@ class Exits(Guests):
             mmio-read 0x1000010 4 expect=0x12345678''')
 
     def test_no_memory_for_a_moment(self):
-        self.run_guest('run-error EFAULT times=5\nprint told')
+        self.run_guest('run-error EFAULT times=5\nprint goes-on')
 
     def test_no_memory_for_ever(self):
         self.stops('run-error EFAULT times=forever', '(?i)bad address|EFAULT')
@@ -443,7 +442,7 @@ class Exits(Guests):
 
 
 class Encrypted(Requests, Exits):
-    """Platforms whose guests say what they take a page to be."""
+    """Platforms on which an access asks for a state of the page."""
 
     def test_an_access_fault_converts(self):
         sim = self.run_guest('''
@@ -481,7 +480,7 @@ class Encrypted(Requests, Exits):
 
 
 class Snp(Encrypted, SimTest):
-    """SEV-SNP: a guest that is refused anything gives up, so we do not."""
+    """SEV-SNP: a guest gives up after a refusal, so QEMU tries for long."""
 
     CONFIDENTIAL = snp()
     HELD = 0

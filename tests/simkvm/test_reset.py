@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Resets.
 
-A confidential guest gets a new VM: its RAM, where that is a guest_memfd, is
-another file at the same address, and it is launched as at first.
+A confidential guest gets a new VM.  Its RAM, if that is a guest_memfd, becomes
+another file at the same address, and the guest is launched as at first.
 """
 from concurrent.futures import ThreadPoolExecutor
 from collections import Counter
@@ -20,7 +20,7 @@ from test_in_place_faults import ERRNOS, THREADS
 from test_launch import SnpLaunchTest, TdxLaunchTest
 
 CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
-# What a guest does to be reset, and to end: a shutdown resets it.
+# Lines that reset a guest, and that end it: a shutdown resets it.
 BY_PORT = 'out 0xcf9 1 6'
 BY_KEYBOARD = 'out 0x64 1 0xfe'
 BY_TRIPLE_FAULT = 'shutdown'
@@ -28,26 +28,26 @@ END = 'out 0xf4 4 1'
 ENDED = 3
 ARGS = ('-action', 'reboot=reset',
         '-device', 'isa-debug-exit,iobase=0xf4,iosize=4')
-# Calls that a fault plan knows and that make a guest's memory and launch.
+# Calls for a guest's memory and launch that a fault plan can name
 OURS = ('KVM_CREATE_VM', 'KVM_CREATE_GUEST_MEMFD', CONVERT, 'fallocate',
         'KVM_SET_USER_MEMORY_REGION', 'mmap')
 ERROR = re.compile(r'^qemu-system-x86_64: (?!info:|warning:)(.*)', re.M)
-# What is said of a reset that has failed, after the reason.
+# QEMU's message after the reason for a failed reset
 FOLLOWS = re.compile('.*(unable to rebuild guest|'
                      'failed to create encryption context|SEV-SNP: failed)')
 SECRET = 0x5ec2e75ec2e75ec2
 
 
 def word(value):
-    """As the guest writes it."""
+    """The bytes that a guest writes for a value."""
     return value.to_bytes(8, 'little')
 
 
 class Machines:
-    """What the tests of all platforms do with a machine.
+    """Machines for the tests of all platforms.
 
     GENERATION: of the kernel
-    CONFIG: what else the model is told
+    CONFIG: more lines for the model
     """
 
     GENERATION = 'g2'
@@ -59,14 +59,14 @@ class Machines:
                              **kwargs})
 
     def config(self, script, plan=''):
-        """Of a guest with that script."""
+        """Configuration of a guest with that script."""
         if 'vcpu all' not in script:
             script = 'vcpu all\nhalt\n' + script
         return (f'generation {self.GENERATION}\n{self.CONFIG}\n{plan}\n'
                 f'{script}\n')
 
     def run_guest(self, script, plan='', **kwargs):
-        """A guest that resets itself, and comes to its end."""
+        """Run a guest that resets itself, until it ends."""
         sim = self.play(self.config(script + '\n' + END, plan),
                         status=ENDED, **self.machine_args(**kwargs))
         self.assertIsNone(sim.report['violation'])
@@ -74,13 +74,13 @@ class Machines:
         return sim
 
     def run_resets(self, script, resets, **kwargs):
-        """The same; so often a new VM is made."""
+        """The same; so many new VMs are made."""
         sim = self.run_guest(script, **kwargs)
         self.assertEqual(sim.report['vms'], self.vms() + resets)
         return sim
 
     def vms(self):
-        """How many VMs are made for a guest that is not reset."""
+        """Number of VMs that a guest without a reset needs."""
         cls = type(self)
         if 'VMS' not in vars(cls):
             cls.VMS = self.run_guest('vcpu 0').report['vms']
@@ -95,7 +95,7 @@ class Machines:
         return sim
 
     def wait_said(self, sim, text, times=1):
-        """Until the guest has said that so often."""
+        """Wait until the guest has printed that so often."""
         def is_said():
             self.assertTrue(sim.is_running(), sim.get_log())
             sim.assert_runs()
@@ -103,7 +103,7 @@ class Machines:
         wait_for(f'the guest to say {text}', is_said, sim)
 
     def reset(self, sim):
-        """By QMP; returns when that is done."""
+        """Reset by QMP; returns when that is done."""
         sim.cmd('system_reset')
         self.assertTrue(sim.event_wait('RESET'), sim.state())
 
@@ -123,7 +123,7 @@ class Machines:
         return found
 
     def resources(self, sim):
-        """What must not grow: descriptors by what they are, mappings, and
+        """Resources that must not grow: descriptors by kind, mappings, and
         bytes of guest_memfd.
         """
         directory = f'/proc/{sim.get_pid()}/fd'
@@ -136,7 +136,7 @@ class Machines:
         return names, maps, allocated
 
     def check_same(self, seen):
-        """What resources() gave is the same each time."""
+        """All results of resources() in @seen are the same."""
         (names, maps, allocated), (names_now, maps_now, allocated_now) = \
             seen[0], seen[-1]
         self.assertEqual((names_now - names, maps_now - maps), ({}, {}))
@@ -154,7 +154,7 @@ class Machines:
 class Resets(Machines):
     """Guests that get a new VM."""
 
-    # Something to be forgotten, in shared and private memory.
+    # Contents that a reset must drop, in shared and private memory
     USE = '''
         map-gpa 0x1000000 16 shared
         fill 0x1000000 16 1
@@ -166,7 +166,7 @@ class Resets(Machines):
     NEW = 'state 0x100000 0x1f00 private'
 
     def loop(self, times, how):
-        """A guest that uses memory and resets itself so often."""
+        """Lines of a guest that uses memory and resets itself so often."""
         return f'''
             vcpu 0
             repeat {times}
@@ -178,7 +178,7 @@ class Resets(Machines):
             {self.USE}'''
 
     def check_launches(self, sim, resets):
-        """It was launched so often anew, and the same each time."""
+        """There were so many launches, with the same digest."""
         with open(self.image, 'rb') as f:
             digest = self.LAUNCH(f.read()).digest().hex()
         launches = sim.report['launches']
@@ -186,7 +186,7 @@ class Resets(Machines):
         self.assertEqual(launches, [launches[0]] * len(launches))
         self.assertTrue(launches[0]['finished'])
         self.assertEqual(launches[0]['digest'], digest)
-        # Nothing is left of those before.
+        # Nothing is left of earlier VMs.
         self.assertEqual(sim.report['vms-alive'], 1)
 
     def test_the_digest_is_the_same_after_1_2_and_100_resets(self):
@@ -226,7 +226,7 @@ class Resets(Machines):
                 self.check_launches(sim, 3)
                 self.assertEqual(sim.report['vcpus-alive'], cpus)
 
-    # Says "u" when memory was used; goes on in a new VM.
+    # Prints "u" when memory was used; goes on in a new VM.
     USED = '''
         vcpu 0
         repeat 1000
@@ -245,11 +245,11 @@ class Resets(Machines):
             self.wait_said(sim, 'u', n)
             seen.append(self.resources(sim))
             self.reset(sim)
-        # The monitor and the first reset may open something for good.
+        # The monitor and the first reset may open files that stay open.
         self.assertEqual(seen[0][1:], seen[1][1:])
         self.check_same(seen[1:])
 
-    def test_what_is_told_begins_anew(self):
+    def test_answers_to_queries_begin_anew(self):
         if self.GENERATION == 'g0':
             self.skipTest('there are no blocks in place')
         sim = self.begin(f'''
@@ -262,7 +262,7 @@ class Resets(Machines):
             new-vm
             end''')
 
-        def told():
+        def answers():
             info = sim.cmd('query-guest-memfd')
             for block in info['blocks']:
                 # Each file has its own.
@@ -278,16 +278,16 @@ class Resets(Machines):
         bound = {}
         sim.cmd('cont')
         self.wait_said(sim, 'n')
-        first = told()
+        first = answers()
         inodes = {b['id']: b['inode'] for b in
                   sim.cmd('query-guest-memfd')['blocks']}
         for n in 1, 2:
             self.reset(sim)
             self.wait_said(sim, 'u', n)
-            self.assertNotEqual(told()[0]['blocks'], first[0]['blocks'])
+            self.assertNotEqual(answers()[0]['blocks'], first[0]['blocks'])
             self.reset(sim)
             self.wait_said(sim, 'n', n + 1)
-            self.assertEqual(told(), first)
+            self.assertEqual(answers(), first)
             for name, (counted, slots) in bound.items():
                 self.assertEqual(counted, slots, name)
             for block in sim.cmd('query-guest-memfd')['blocks']:
@@ -306,7 +306,7 @@ class Resets(Machines):
         read 0x1800008 8
         print n'''
 
-    def check_forgotten(self, sim):
+    def check_secret_is_gone(self, sim):
         """No guest_memfd and no monitor has it any more."""
         self.assertNotIn(word(SECRET), self.dump(sim))
         files = self.files(sim)
@@ -325,11 +325,11 @@ class Resets(Machines):
                 if stop:
                     sim.cmd('stop')
                 self.reset(sim)
-                self.check_forgotten(sim)
+                self.check_secret_is_gone(sim)
                 if stop:
                     sim.cmd('cont')
                 self.wait_said(sim, 'n')
-                self.check_forgotten(sim)
+                self.check_secret_is_gone(sim)
                 self.quit(sim)
                 self.assertEqual(sim.report['host-touches'], 0)
 
@@ -435,7 +435,7 @@ class Resets(Machines):
         self.quit(sim)
         self.check_launches(sim, 1)
 
-    def test_a_device_that_maps_shared_memory_is_told(self):
+    def test_a_device_that_maps_shared_memory_is_notified(self):
         sim = self.begin(self.USED.format(self), args=[
             '-device', 'guest-memfd-testdev,id=listener'])
 
@@ -495,7 +495,7 @@ class Resets(Machines):
 
 
 class InPlace(Resets):
-    """In place only: what goes wrong on the way.
+    """In place only: failures on the way.
 
     PAGES: the name under which a fault plan knows a page of a command
     """
@@ -509,7 +509,7 @@ class InPlace(Resets):
         print n'''
 
     def counted(self, sim, first_vm):
-        """What a fault plan can name after that VM's creation."""
+        """Faults that a plan can name after that VM's creation."""
         log = sim.model.log()
         at = [n for n, call in enumerate(log)
               if call['call'] == 'KVM_CREATE_VM'][first_vm - 1]
@@ -517,14 +517,14 @@ class InPlace(Resets):
                         for call in log[at + 1:])
         plan = [(name, n) for name in (*OURS[1:], *self.COMMANDS)
                 for n in range(1, names[name] + 1)]
-        # Of a command's pages the first and the last, and one in between.
+        # The first and last of a command's pages, and one in between
         pages = sum(call['pages'] for call in log[at + 1:]
                     if call['call'] == self.COMMANDS[-2])
         return plan + [(self.PAGES, n)
                        for n in sorted({1, pages // 2, pages})]
 
     def outcome(self, plan, digest):
-        """A reset with these lines of a plan.  Returns what is wrong."""
+        """Reset with these lines of a plan.  Returns what is wrong, or None."""
         sim = self.machine(self.config(self.FAULTS.format(self), plan),
                            **self.machine_args(args=['-S']))
         sim.launch()
@@ -560,7 +560,7 @@ class InPlace(Resets):
         return None
 
     def test_a_reset_that_fails_leaves_the_guest_stopped(self):
-        """Every call that makes memory, slots or launch, in every way."""
+        """Every call for memory, slots or launch fails, with every error."""
         vms = self.vms()
         clean = self.begin(self.FAULTS.format(self))
         clean.cmd('cont')
@@ -590,7 +590,7 @@ class InPlace(Resets):
             for error in 'ENOMEM', 'EINVAL':
                 plan = f'fault {call} errno={error} vm={vms + 1}'
                 with self.subTest(plan=plan):
-                    # Without a reason of ours, there is what follows it.
+                    # No reason of ours, just QEMU's message after it
                     self.assertIn(self.outcome(plan, digest),
                                   (None, f'{plan}: 0 errors: [], False'))
 
@@ -665,7 +665,7 @@ class Tdx(InPlace, TdxLaunchTest):
 
 
 class HostileGuests(Hostile):
-    """Resets in the midst of what hostile guests ask for."""
+    """Resets while hostile guests ask for conversions."""
 
     def compare(self, sim, digest, to_private, to_shared):
         """QEMU counts for each VM, the model for all."""
@@ -687,7 +687,7 @@ class HostileGuests(Hostile):
                     sim.cmd('system_reset')
                     self.assertTrue(sim.event_wait('RESET'))
             else:
-                # Its shutdown is the end.
+                # The next shutdown ends the emulator.
                 self.sim.cmd('set-action', reboot='shutdown')
 
         guest['args'] = ['-action', 'reboot=reset', *guest.get('args', ())]
@@ -714,7 +714,7 @@ class HostileGuests(Hostile):
 
 
 class Ordinary(Machines, SimTest):
-    """Guests without private memory, whose machine is told to do so."""
+    """Guests without private memory, with x-change-vmfd-on-reset=on."""
 
     CHANGE = 'q35,x-change-vmfd-on-reset=on'
 
@@ -809,7 +809,7 @@ class Ordinary(Machines, SimTest):
 
 
 class SoftwareProtected(Machines, SimTest):
-    """Software-protected guests keep their VM, unless the machine is told."""
+    """Software-protected guests keep their VM, but with that property."""
 
     CONFIG = 'vm-types default sw-protected'
 

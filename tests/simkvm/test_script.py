@@ -14,7 +14,7 @@ class Start(SimTest):
     """The unmodified emulator starts, runs and quits without /dev/kvm."""
 
     def check(self, machine, cpus, config='', **kwargs):
-        """Every vCPU runs: each of them says so."""
+        """Every vCPU runs, and prints that."""
         sim = self.start(f'{config}\nvcpu all\nprint x', machine=machine,
                          cpus=cpus, **kwargs)
         wait_for('all vCPUs', lambda: sim.output().count('x\n') == cpus or
@@ -75,7 +75,7 @@ class Start(SimTest):
 
 
 class Guest(SimTest):
-    """What a script's lines are for the emulator."""
+    """Scripts, as the emulator sees them."""
 
     def test_ports_and_mmio_reach_devices(self):
         # Host bridge; HPET, its vendor and its clock; ROM at the reset vector
@@ -192,7 +192,7 @@ class Guest(SimTest):
                 ('run-error EIO', 'KVM_RUN', 'Input/output error'),
                 ('fault 0x100000 0x1000 private stale errno=EHWPOISON',
                  'KVM_EXIT_MEMORY_FAULT', 'hardware error')):
-            sim = self.start(f'vcpu 0\n{line}\nprint told')
+            sim = self.start(f'vcpu 0\n{line}\nprint goes-on')
             wait_for('the guest to stop', lambda: sim.cmd(
                 'query-status')['status'] == 'internal-error', sim)
             self.quit(sim)
@@ -203,7 +203,7 @@ class Guest(SimTest):
         sim = self.start('''
             vcpu 0
             fault 0x100000 0x1000 private
-            print told''')
+            print goes-on''')
         wait_for('the guest to stop', lambda: sim.cmd(
             'query-status')['status'] == 'internal-error', sim)
         self.quit(sim)
@@ -215,7 +215,7 @@ class FaultPlan(SimTest):
     """Calls fail as planned, in the emulator and elsewhere."""
 
     def test_create_guest_memfd(self):
-        # The emulator's first one only asks whether there is such a thing.
+        # With its first call the emulator only probes for guest_memfd.
         sim = self.play('fault KVM_CREATE_GUEST_MEMFD errno=ENOMEM at=2',
                         status=1)
         self.assertRegex(sim.get_log(),
@@ -357,7 +357,7 @@ class Mappings(SimTest):
 
 
     def test_private_memory_behind_a_mapping(self):
-        """A slot that is not bound: no exit says what is the matter."""
+        """A slot that is not bound: EFAULT without an exit."""
         printed, _ = self.ask('''
             generation g2
             vcpu 0
@@ -383,7 +383,7 @@ class Mappings(SimTest):
 
 
 class Strict(SimTest):
-    """What no kernel would accept ends the run, and what it does not know."""
+    """Calls that kernels refuse, or that are not modelled, end the run."""
 
     BAD = 'print(*convert(Vm().guest_memfd(0x1000), 0, 0x1000, PRIVATE, 1))'
 
@@ -393,7 +393,7 @@ class Strict(SimTest):
                          'conversion: flags or reserved not zero')
         self.assertIn('simkvm: ' + report['violation'], printed)
 
-    def test_or_an_error_if_the_model_is_not_strict(self):
+    def test_bad_arguments_are_an_error_if_the_model_is_not_strict(self):
         printed, _ = self.ask('strict off', self.BAD)
         self.assertEqual(printed, f'{errno.EINVAL} 1\n')
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Other processes get no file of memory in place unless the user says so.
+"""Other processes get no file of memory in place unless the user allows it.
 
-By that file they can convert and discard the guest's pages.
+With that file they can convert and discard the guest's pages.
 """
 import json
 import os
@@ -41,7 +41,7 @@ class VhostUser(SimTest):
                         confidential=confidential,
                         args=['-bios', self.image, *args], **kwargs)
         self.assertRegex(sim.get_log(), REFUSED.format(kind))
-        # Said once, and not again at each attempt to connect.
+        # One error, and not one for each attempt to connect
         self.assertEqual(sim.get_log().count('vhost-user is not possible'), 1)
         self.assertEqual(end.seen, set())
 
@@ -91,7 +91,7 @@ class VhostUser(SimTest):
                          confidential='sw-protected-guest,share-file=on')
 
     def test_separate_memory(self):
-        """Shared memory's file has no power over private memory."""
+        """The file of shared memory gives no control of private memory."""
         self.check_taken('generation g1', backend=MEMFD, confidential=snp())
 
     def test_ordinary_guests(self):
@@ -105,9 +105,9 @@ REPLY, NO_REPLY, ERROR = 0x1, 0x10, 0x20
 
 
 class Server(threading.Thread):
-    """Speaks vfio-user, until it is asked for its device: there is none.
+    """Speaks vfio-user until the client asks for the device, which is none.
 
-    maps: of guest memory, so far; files: descriptors that came with them
+    maps: maps of guest memory so far; files: descriptors that came with them
     """
 
     def __init__(self, path):
@@ -144,7 +144,7 @@ class Server(threading.Thread):
 
 
 class VfioUser(SimTest):
-    """A server of vfio-user that gets no file asks QEMU for each access."""
+    """A vfio-user server without a file asks QEMU for each access."""
 
     def play_device(self, properties):
         path = os.path.join(self.dir, 'vfio')
@@ -154,12 +154,12 @@ class VfioUser(SimTest):
                   args=['-bios', self.image, '-device', json.dumps({
                       'driver': 'vfio-user-pci',
                       'socket': {'type': 'unix', 'path': path}})])
-        # It hears of memory: all of it is shared at first.
+        # It gets maps of all memory, which is shared at first.
         self.assertGreater(server.maps, 0)
         return server
 
     def test_no_file_by_default(self):
         self.assertEqual(self.play_device('').files, 0)
 
-    def test_files_if_the_user_says_so(self):
+    def test_files_if_the_user_allows_it(self):
         self.assertGreater(self.play_device(',share-file=on').files, 0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The model under sanitizers, with a small VMM that does much at a time."""
+"""The model under sanitizers, with a small VMM of many threads."""
 import glob
 import os
 import re
@@ -10,7 +10,7 @@ import unittest
 from gmemlab import build_dir, watch
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# What vCPUs do, and the VMM's argument for it.
+# Scripts of vCPUs, and the VMM's arguments for them
 GUESTS = (('random 1 2000 0 4096', []),
           ('hostile 1 500 8', ['hostile']))
 CONFIG = '''
@@ -25,8 +25,8 @@ shutdown
 def build(directory, sanitizers):
     """Build the VMM and the model with sanitizers; returns its path.
 
-    What stands before libc's functions is left as it is: a sanitizer calls
-    these before it is ready itself.
+    The model's own libc functions are not instrumented: a sanitizer calls them
+    before it is ready itself.
     """
     build_tree = build_dir()
     glib = subprocess.run(['pkg-config', '--cflags', '--libs', 'glib-2.0'],
@@ -53,7 +53,7 @@ def build(directory, sanitizers):
 
 
 def symbolize(program, report):
-    """Puts names of functions into a sanitizer's report."""
+    """Adds names of functions to a sanitizer's report."""
     def name(match):
         text = subprocess.run(['addr2line', '-f', '-s', '-e', program,
                                match[1]], stdout=subprocess.PIPE, text=True,
@@ -64,7 +64,7 @@ def symbolize(program, report):
 
 
 class Stress(unittest.TestCase):
-    """Conversions, mappings, holes and slots: all of them at the same time."""
+    """Conversions, mappings, holes and slots at the same time"""
 
     def check(self, sanitizers):
         with tempfile.TemporaryDirectory(prefix='gmem-') as directory:
@@ -74,11 +74,11 @@ class Stress(unittest.TestCase):
                     self.run_guest(directory, program, script, arguments)
 
     def run_guest(self, directory, program, script, arguments):
-        """It comes to its end, and no sanitizer has objections."""
+        """The guest ends, and no sanitizer reports an error."""
         config = os.path.join(directory, 'config')
         with open(config, 'w', encoding='ascii') as f:
             f.write(CONFIG.format(report=config + '.report', script=script))
-        # To find names, it would call the model from within the model.
+        # The sanitizer's symbolizer would call the model from within itself.
         done = watch.run(
             [program, *arguments], stderr=subprocess.STDOUT,
             env={**os.environ, 'SIMKVM': config,

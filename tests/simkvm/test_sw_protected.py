@@ -31,7 +31,7 @@ class SwpTest(SimTest):
 
     def run_guest(self, script, properties='', status=ENDED, config='',
                   args=(), **kwargs):
-        """A guest with that script, which comes to its end."""
+        """Run a guest with that script until it ends."""
         kwargs = {'backend': None, **kwargs}
         sim = self.play(
             f'generation {self.GENERATION}\nvm-types default sw-protected\n'
@@ -43,7 +43,7 @@ class SwpTest(SimTest):
         return sim
 
     def refused(self, **kwargs):
-        """What a guest says that does not start."""
+        """The error of a guest that does not start."""
         return self.run_guest('', status=1, **kwargs).get_log()
 
     def loaded(self, gpa):
@@ -54,9 +54,9 @@ class SwpTest(SimTest):
         return ['-device', f'loader,file={path},addr={gpa:#x},force-raw=on']
 
     def open_slots(self, sim):
-        """How many memslots there were at the end of each reset, and after.
+        """Numbers of memslots at the end of each reset, and of the run.
 
-        A reset is what follows an exit for port I/O.
+        A reset follows an exit for port I/O.
         """
         counts, slots = [], set()
         for call in sim.model.log():
@@ -70,7 +70,7 @@ class SwpTest(SimTest):
 
 
 class BothWays:
-    """What holds wherever private memory is."""
+    """Tests for separate memory and for memory in place."""
 
     def test_ram_is_shared_at_first(self):
         sim = self.run_guest('''
@@ -176,7 +176,7 @@ class BothWays:
         return args
 
     def fw_cfg(self, sim, key, size):
-        """Bytes that the firmware finds there."""
+        """Bytes of an fw_cfg item, as the firmware reads them."""
         def hmp(line):
             return sim.cmd('human-monitor-command', command_line=line)
 
@@ -225,7 +225,7 @@ class BothWays:
 
 
 class Separate(BothWays, SwpTest):
-    """QEMU 10.2's way: each conversion empties a page."""
+    """Separate memory: each conversion empties a page."""
 
     GENERATION = 'g0'
 
@@ -256,7 +256,7 @@ class Separate(BothWays, SwpTest):
             read 0x101000 8 expect=0
         ''')
 
-    def test_listeners_hear_of_a_reset(self):
+    def test_listeners_are_notified_of_a_reset(self):
         sim = self.run_guest(f'''
             map-gpa 0x100000 2 private
             {RESET}

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A guest that gives vhost a ring in its private memory.
 
-The back end takes any address, as the kernel's vhost does.  What it was given
-is looked at again when memory changes, and QEMU aborts if it is not what was
-there before.
+The back end takes any address, as the kernel's vhost does.  When memory
+changes, QEMU checks the rings again, and aborts if they are not the same.
 """
 import os
 import socket
@@ -122,7 +121,7 @@ class Rings(SimTest):
         self.assertNotIn(SET_VRING_ADDR, end.seen)
 
     def test_shared(self):
-        """A control: the same starts."""
+        """The same ring in shared memory starts."""
         sim, end = self.play_ring(0x1000000, '0x1000000 3')
         self.assertNotIn('unable to start vhost', sim.get_log())
         self.assertIn(SET_VRING_ADDR, end.seen)

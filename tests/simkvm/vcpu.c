@@ -24,7 +24,7 @@ static const SimKept kept_table[] = {
     KEPT(SIM_VCPU, KVM_GET_REGS, KVM_SET_REGS, sizeof(struct kvm_regs)),
     KEPT_AS(SIM_VCPU, KVM_GET_SREGS2, KVM_SET_SREGS2,
             sizeof(struct kvm_sregs2), "sregs"),
-    /* The same as the newer one, but for its end. */
+    /* The old structure is the beginning of the newer one. */
     KEPT_AS(SIM_VCPU, KVM_GET_SREGS, KVM_SET_SREGS,
             offsetof(struct kvm_sregs, interrupt_bitmap), "sregs"),
     KEPT(SIM_VCPU, KVM_GET_FPU, KVM_SET_FPU, sizeof(struct kvm_fpu)),
@@ -63,7 +63,7 @@ GHashTable *sim_kept_new(void)
     return g_hash_table_new_full(g_str_hash, g_str_equal, g_free, g_free);
 }
 
-/* Where the state is kept; zeros at first.  Every buffer has a page. */
+/* The buffer of the state, a page of zeros at first */
 static void *kept_buffer(GHashTable *table, const char *key)
 {
     void *buffer = g_hash_table_lookup(table, key);
@@ -99,7 +99,7 @@ int sim_kept_access(GHashTable *table, const SimKept *kept, bool set,
     return 0;
 }
 
-/* As a processor is after reset. */
+/* A local APIC after reset */
 static void reset_state(SimVcpu *vcpu)
 {
     struct kvm_regs *regs = kept_buffer(vcpu->kept, "KVM_SET_REGS");
@@ -247,8 +247,8 @@ static bool aligned(uint64_t n)
 }
 
 /*
- * Map what the guest has not touched yet: here, all that can be seen of it is
- * that the pages are allocated.
+ * Maps pages that the guest has not touched yet.  In the model, it allocates
+ * them, and has no other effect.
  */
 static int pre_fault_range(SimVcpu *vcpu, struct kvm_pre_fault_memory *range)
 {
@@ -364,7 +364,7 @@ static int encrypt_op(SimVcpu *vcpu, void *arg)
     return ret;
 }
 
-/* What both modes model. */
+/* Calls that are modelled in both modes */
 static int common_ioctl(SimVcpu *vcpu, int fd, unsigned long request,
                         void *arg, const char **name)
 {

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A driver of virtio 1 over PCI, as lines of a script for the model.
 
-The device needs "addr=10", since here it is on the bus, "iommu_platform=off",
-and "ioeventfd=off": then it has seen a request before the script goes on.
+The device needs "addr=10", its place on the bus, "iommu_platform=off", and
+"ioeventfd=off", so that it takes a request before the script goes on.
 """
 SLOT, BAR = 0x10, 0xc0000000
 OPTIONS = f'addr={SLOT:#x},iommu_platform=off,ioeventfd=off'
@@ -15,7 +15,7 @@ NOTIFY = 0x3000
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK = 1, 2, 4, 8
 # Flags of a descriptor
 NEXT, WRITE = 1, 2
-# A queue has so many descriptors, and its rings there in its page.
+# A queue's number of descriptors, and offsets of its rings in its page
 ENTRIES, AVAILABLE_AT, USED_AT = 32, 0x200, 0x400
 
 
@@ -29,7 +29,7 @@ def _config(register, value):
 
 
 class Driver:
-    """Has a page for each virtqueue.
+    """A driver with a page for each virtqueue.
 
     @rings: gpa of these pages, which are shared
     @queues: numbers of the queues that it uses
@@ -45,11 +45,11 @@ class Driver:
         return self.rings + queue * PAGE
 
     def used_index(self, queue):
-        """gpa of the number, 2 bytes, of requests that are done."""
+        """gpa of the used index, 2 bytes: number of completed requests."""
         return self.page(queue) + USED_AT + 2
 
     def start(self):
-        """Lines: the device is ready."""
+        """Lines: get the device ready."""
         lines = _config(0x20, BAR) + _config(0x24, 0) + _config(4, 6)
         for status in 0, ACKNOWLEDGE, ACKNOWLEDGE | DRIVER:
             lines += _mmio(STATUS, 1, status)
@@ -93,6 +93,6 @@ class Driver:
             _mmio(NOTIFY + 4 * queue, 2, queue)
 
     def done(self, queue):
-        """Lines: all that was handed over is done."""
+        """Lines: all requests have completed."""
         return (f'read {self.used_index(queue):#x} 2 '
                 f'expect={self.requests[queue]}\n')

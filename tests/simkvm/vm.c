@@ -161,7 +161,7 @@ static int check_extension(SimVm *vm, void *arg)
     } else if (sim_config.kvm && sim_address_spaces(vm) > 1 &&
                (cap == KVM_CAP_X86_SMM ||
                 cap == KVM_CAP_MULTI_ADDRESS_SPACE)) {
-        /* Whether there is SMM is for the real KVM to say. */
+        /* The real KVM says whether there is SMM. */
         return SIM_PASS;
     }
     sim_detail("\"cap\": %d", cap);
@@ -486,7 +486,7 @@ static int vm_enable_cap(void *object, void *arg)
                               (uint64_t)cap->args[0]);
         }
         vm->hypercalls = cap->args[0];
-        /* A KVM that has no such exit is asked by port, see real.c. */
+        /* Without this exit, guests use a port instead, see real.c. */
         if (sim_config.kvm) {
             sim_real_ioctl(vm->real, KVM_ENABLE_CAP, arg);
         }
@@ -608,7 +608,7 @@ static int get_tsc_khz(void *object, void *arg)
     return SIM_TSC_KHZ;
 }
 
-/* A TDX guest's is the TDX module's affair, and not the real KVM's. */
+/* In a TDX guest, it is the TDX module's and not the real KVM's. */
 static int set_tsc_khz(void *object, void *arg)
 {
     SimVm *vm = object;
@@ -616,7 +616,7 @@ static int set_tsc_khz(void *object, void *arg)
     return sim_config.kvm && vm->type != KVM_X86_TDX_VM ? SIM_PASS : 0;
 }
 
-/* A device that could only be of use to an assigned one. */
+/* A device that only assigned devices need */
 static int create_device(void *object, void *arg)
 {
     sim_unmodelled("KVM_CREATE_DEVICE of type %u",

@@ -1,5 +1,5 @@
 /*
- * What start.S and memcheck.c know of each other
+ * Interface of start.S and memcheck.c
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -10,7 +10,7 @@
 
 /* Real-mode code for the other processors, copied to where they start. */
 extern char trampoline[], trampoline_end[];
-/* How many have come through it. */
+/* Number of processors that have passed it. */
 extern uint32_t cpus_started;
 
 /* On the first processor; @info: the Multiboot information. */

@@ -40,7 +40,7 @@ static uint64_t registers, list, table;
 static bool reset(uint64_t base)
 {
     registers = base;
-    /* QEMU lets go of the list and of the FIS when they stop. */
+    /* QEMU unmaps the list and the FIS when they stop. */
     store(registers + COMMAND, 4, 0);
     store(registers + CONTROL, 4, AHCI_ENABLE | RESET);
     return wait_for(registers + CONTROL, 4, RESET, 0);

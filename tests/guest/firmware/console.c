@@ -1,5 +1,5 @@
 /*
- * The debug console: lines that say on which vCPU what has happened
+ * The debug console: messages with the number of their vCPU
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */

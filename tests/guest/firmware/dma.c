@@ -1,5 +1,5 @@
 /*
- * DMA: devices are told to transfer, whatever comes of it
+ * DMA: the command "dma", which has devices transfer
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -17,9 +17,9 @@ const char *const device_names[] = {
     "virtio-blk", "virtio-net", "nvme", "ahci", "e1000e", "fw_cfg", NULL
 };
 
-/* One command at a time: for it are the drivers' variables, and this. */
+/* One command runs at a time, and uses these and the drivers' variables. */
 static bool locked;
-static uint64_t patience;               /* cycles */
+static uint64_t timeout;                /* cycles */
 static uint8_t own_rings[RING_PAGES * PAGE] __attribute__((aligned(PAGE)));
 
 static uint64_t cycles(void)
@@ -35,7 +35,7 @@ bool wait_for(uint64_t gpa, int size, uint64_t mask, uint64_t value)
     uint64_t start = cycles();
 
     while ((load(gpa, size) & mask) != value) {
-        if (cycles() - start > patience) {
+        if (cycles() - start > timeout) {
             return false;
         }
         relax();
@@ -92,9 +92,9 @@ void run_dma(Cpu *cpu, const Command *c)
     while (__atomic_exchange_n(&locked, true, __ATOMIC_ACQUIRE)) {
         relax();
     }
-    patience = c->patience * 1000000;
+    timeout = c->timeout * 1000000;
     if (model_present) {
-        /* Where no guest memory is private, it refuses.  No matter. */
+        /* This fails where no guest memory is private, which is fine. */
         convert_pages(BY_PORT, (uint64_t)own_rings, RING_PAGES, SHARED);
     }
     if (device->pci_id) {

@@ -1,9 +1,9 @@
 /*
  * Drivers that make devices transfer to and from guest memory
  *
- * All of them poll, and expect anything of what is in memory: another vCPU may
- * convert the pages of a transfer, and of the rings, at any time.  So what
- * they have to know of a device they keep in variables.
+ * All of them poll, and do not trust memory: another vCPU may convert the pages
+ * of a transfer, and of the rings, at any time.  So they keep the state of a
+ * device in variables.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -13,7 +13,7 @@
 #include "firmware.h"
 
 /*
- * For what a device reads to know what to do: descriptors, queues, lists of
+ * Pages for control data that a device reads: descriptors, queues, lists of
  * pages, small packets.
  */
 #define RING_PAGES      4
@@ -26,8 +26,8 @@
 
 typedef enum Outcome {
     DONE,
-    FAILED,                     /* the device says so */
-    LOST,                       /* it says nothing */
+    FAILED,                     /* reported by the device */
+    LOST,                       /* the device did not answer */
     NOT_STARTED,
 } Outcome;
 
@@ -49,13 +49,13 @@ extern const Device virtio_blk, virtio_net, nvme, ahci, e1000e, fw_cfg;
 
 /*
  * Wait until the bits of @mask in @size bytes at @gpa are @value.  Returns
- * false if patience ends before.
+ * false after the command's timeout.
  */
 bool wait_for(uint64_t gpa, int size, uint64_t mask, uint64_t value);
 
 /*
- * An ARP request, at @gpa.  QEMU's user network answers it, with a frame to
- * whoever it is that asks.  Returns its size in bytes.
+ * Write an ARP request at @gpa.  QEMU's user network answers it with a frame to
+ * the sender.  Returns its size in bytes.
  */
 uint32_t make_request(uint64_t gpa);
 
@@ -70,7 +70,7 @@ uint64_t pci_enable(uint32_t id, int bar);
 /* --- virtio.c --- */
 
 #define VIRTIO_BAR      4
-/* A chain goes on with the next descriptor; the device writes there. */
+/* Flags: a chain goes on with the next descriptor; the device writes there. */
 #define VIRTIO_NEXT     1
 #define VIRTIO_WRITE    2
 
@@ -81,7 +81,7 @@ void virtio_describe(int queue, int descriptor, uint64_t gpa, uint32_t size,
                      int flags);
 /* Hand the chain over that begins with descriptor 0. */
 void virtio_submit(int queue);
-/* Has the device returned all that it was handed? */
+/* Has the device returned all chains? */
 bool virtio_wait(int queue);
 
 #endif

@@ -27,7 +27,7 @@ typedef enum Method {
 } Method;
 
 typedef enum Expectation {
-    EXPECT_NOTHING,             /* the command says what is right */
+    EXPECT_NOTHING,             /* the command's own default */
     EXPECT_VALUE,
     EXPECT_ERRNO,               /* that value, or its negative */
     EXPECT_ANY,
@@ -36,7 +36,7 @@ typedef enum Expectation {
 typedef struct Command Command;
 typedef struct Cpu Cpu;
 
-/* Who runs a command; a loop is run by all, too. */
+/* The vCPUs that run a command; all run a loop, too. */
 typedef enum Reach {
     BY_SETTING,
     FOR_ALL,
@@ -64,7 +64,7 @@ struct Command {
     bool convert;               /* not only writes and checks */
     int method;                 /* enum Method */
     int preserve;               /* conversions keep contents */
-    uint64_t patience;          /* with devices, in millions of TSC cycles */
+    uint64_t timeout;           /* for devices, in millions of TSC cycles */
     int device;                 /* which of device_names */
     int in;                     /* to memory, else from it */
     int rings;                  /* the device's rings are there, too */
@@ -82,19 +82,19 @@ struct Cpu {
 
 /* Formats are of %s, %.*s, %d, %ld and %lx. */
 
-/* "ok", and what the command is */
+/* "ok" and the command */
 void ok(int cpu, const Command *c);
 void ok_saying(int cpu, const Command *c, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* "FAIL", what the command is unless @c is NULL, and why; counts it */
+/* "FAIL", the command unless @c is NULL, and the reason; counts it */
 void fail(int cpu, const Command *c, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
-/* Say how many failures there were, and that this is all. */
+/* Print the number of failures, and that the run has ended. */
 void say_done(int cpu);
 
 /* --- start.S --- */
 
-/* Real-mode code that does not care where it is. */
+/* Position-independent real-mode code */
 extern const char start16[], start16_end[], hypercall[];
 extern const char exception_stubs[];
 
@@ -129,8 +129,8 @@ void idle(void) __attribute__((noreturn));
 /* --- list.c: the list of commands --- */
 
 /*
- * Read @size bytes at @text, which have to stay.  If there is a mistake, say
- * so and return false.
+ * Read @size bytes at @text, which have to stay.  Prints a mistake and returns
+ * false.
  */
 bool parse_list(const char *text, uint32_t size);
 /* The first of them; the last one has no verb. */
@@ -138,7 +138,7 @@ extern const Command *const commands;
 /* By enum State; the last one is NULL. */
 extern const char *const state_names[];
 
-/* --- run.c: what commands do --- */
+/* --- run.c: the commands --- */
 
 extern const Verb verbs[];      /* the last one has no name */
 
@@ -148,7 +148,7 @@ bool somebody_waits(void);
 
 /* --- memory.c: contents and state of guest memory --- */
 
-/* A word that is not what it should be. */
+/* Report a word that has another value than expected. */
 typedef struct Wrong {
     uint64_t gpa, wanted, found;
 } Wrong;
@@ -164,10 +164,10 @@ bool pages_are_filled(uint64_t gpa, uint64_t pages, uint64_t seed,
                       uint64_t stride, Wrong *wrong);
 bool pages_are_zero(uint64_t gpa, uint64_t pages, Wrong *wrong);
 
-/* Returns what the hypercall does. */
+/* Returns the hypercall's result. */
 int64_t convert_pages(Method method, uint64_t gpa, uint64_t pages,
                       State state);
-/* The model is there. */
+/* Is there a model? */
 int64_t ask_model(uint64_t service, uint64_t gpa, uint64_t pages,
                   uint64_t argument);
 

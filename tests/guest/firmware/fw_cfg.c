@@ -21,7 +21,7 @@
 #define DMA_SELECT      0x08
 #define DMA_WRITE       0x10
 
-/* What is read, and what is written; also read if the former is not there. */
+/* The file to read, and the one to write, which is read without the former */
 #define IN_NAME         "opt/guest-memfd/data"
 #define OUT_NAME        "etc/vmcoreinfo"
 #define OUT_SIZE        16
@@ -99,7 +99,7 @@ static Outcome transfer(uint64_t gpa, uint64_t pages, bool in)
     store(request + ADDRESS, 8, __builtin_bswap64(gpa));
     port_out(DMA_HIGH_PORT, 4, __builtin_bswap32(request >> 32));
     port_out(DMA_LOW_PORT, 4, __builtin_bswap32(request));
-    /* The emulator was there, and is back. */
+    /* The exit for the write has ended, and the transfer with it. */
     control = __builtin_bswap32(load(request, 4));
     return !control ? DONE : control & DMA_ERROR ? FAILED : LOST;
 }

@@ -1,9 +1,9 @@
 /*
  * Requests for conversion as a hostile guest makes them
  *
- * Each has a shape, and each shape has answers that are right.  All vCPUs may
- * be sent against the same pages, whose contents are then nobody's; pages
- * outside of the range, but for ROM, have to stay as they are.
+ * Each request has a shape, and each shape has its right answers.  All vCPUs
+ * may convert the same pages, whose contents are then undefined; pages outside
+ * of the range, but for ROM, have to stay as they are.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -32,7 +32,7 @@ typedef struct Request {
     Answer answer;
 } Request;
 
-/* Half of the requests are such as every guest makes. */
+/* Half of the requests are ordinary ones. */
 static Request draw(const Command *c, uint64_t random)
 {
     uint64_t first = random % c->arg[3];

@@ -1,5 +1,5 @@
 /*
- * The list of commands: from text to what vCPUs run
+ * The list of commands: the parser
  *
  * One command a line; "#" begins a comment.  Numbers are decimal or 0x... hex.
  *
@@ -9,7 +9,7 @@
 #include "firmware.h"
 
 #define MAX_COMMANDS 1024
-#define PATIENCE 1000000        /* minutes: the test ends it before */
+#define TIMEOUT 1000000        /* minutes: the test ends it before */
 
 /* Ends within the text, so it is no C string. */
 typedef struct Word {
@@ -17,7 +17,7 @@ typedef struct Word {
     int length;
 } Word;
 
-/* What is left of a line. */
+/* The rest of a line */
 typedef struct Line {
     const char *at, *end;
     int number;
@@ -241,7 +241,7 @@ static bool next_kind(Line *line, char kind, Command *c, uint64_t **arg)
     case 'C':
         return next_cpu(line, &c->cpus);
     case 't':
-        return next_number(line, &c->patience);
+        return next_number(line, &c->timeout);
     case 'D':
         return next_choice(line, device_names, &c->device);
     case 'd':
@@ -337,7 +337,7 @@ bool parse_list(const char *text, uint32_t size)
     int number, depth = 0;
 
     c->cpus = 1;
-    c->patience = PATIENCE;
+    c->timeout = TIMEOUT;
     for (number = 1; text < end; number++) {
         Line line = cut_line(&text, end, number);
         Word word = next_word(&line);
@@ -356,7 +356,7 @@ bool parse_list(const char *text, uint32_t size)
             c[1].cpus = c->cpus;
             c[1].method = c->method;
             c[1].preserve = c->preserve;
-            c[1].patience = c->patience;
+            c[1].timeout = c->timeout;
             c++;
         }
     }

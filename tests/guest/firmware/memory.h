@@ -2,7 +2,7 @@
  * The firmware's memory map
  *
  * The image stays where it is mapped, just below 4 GiB, and is never written
- * to, so it may be ROM as well as RAM.  What is written is below OWN_END.
+ * to, so it may be ROM as well as RAM.  Variables are below OWN_END.
  * Memory from there on belongs to the commands.
  *
  *   0x00000000  not used
@@ -13,7 +13,7 @@
  *   0x00005000  where the other vCPUs start: a copy of start16
  *   0x00006000  stacks, one page a vCPU
  *   0x0000e000  page tables: levels 4 and 3
- *   0x00010000  variables, the command list, books of "random"
+ *   0x00010000  variables, the command list, records of "random"
  *   0x0005f000  page tables: level 2, where there are no pages of 1 GiB
  *   0x0009f000  not used
  *   0x000a0000  end of what the commands must not write to

@@ -1,6 +1,5 @@
 /*
- * NVMe: one pair of queues beside that for administration; a command a
- * transfer
+ * NVMe: one pair of queues besides the admin queues; a command per transfer
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -24,7 +23,7 @@
 #define WRITE                   1
 #define READ                    2
 
-/* In the first page, after the submission queue for administration. */
+/* In the first page, after the admin submission queue */
 #define PAGE_LIST               0x800
 
 typedef struct Queues {

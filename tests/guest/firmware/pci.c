@@ -43,7 +43,7 @@ uint64_t pci_enable(uint32_t id, int bar)
         if (read_config(function, ID) == id) {
             base = WINDOW + (function << WINDOW_SHIFT);
             write_config(function, BAR_0 + bar * 4, base);
-            /* The upper half, or a register that nobody needs. */
+            /* The upper half, or a BAR that no driver needs */
             write_config(function, BAR_0 + bar * 4 + 4, 0);
             write_config(function, COMMAND, MEMORY_MASTER);
             return base;

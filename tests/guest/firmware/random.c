@@ -87,8 +87,8 @@ static bool check_pages(Run *r, uint64_t first, uint64_t n)
 }
 
 /*
- * Busy pages stay what they are, and so does the rest of a range in the same
- * file; but a range may have several.
+ * Busy pages keep their state, and so does the rest of the range in that file;
+ * but a range may be in several files.
  */
 static bool convert_some(Run *r, uint64_t first, uint64_t n, State state)
 {

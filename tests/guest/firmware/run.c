@@ -1,5 +1,5 @@
 /*
- * What the commands do
+ * The commands
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -67,7 +67,7 @@ static void run_convert(Cpu *cpu, const Command *c)
     }
 }
 
-/* Only the first failure is told. */
+/* Only the first failure is printed. */
 static void run_convert_times(Cpu *cpu, const Command *c)
 {
     uint64_t i;
@@ -228,7 +228,7 @@ static void run_exit(Cpu *cpu, const Command *c)
     idle();
 }
 
-/* An exception without anybody to take it: a triple fault. */
+/* An exception without a handler: a triple fault. */
 static void run_shutdown(Cpu *cpu, const Command *c)
 {
     static const uint8_t no_table[10];
@@ -238,8 +238,8 @@ static void run_shutdown(Cpu *cpu, const Command *c)
 }
 
 /*
- * Those without a function hold for the commands below them.  The letters of
- * what follows the verb:
+ * Those without a function hold for the commands below them.  The letters stand
+ * for the words that follow the verb:
  *
  *   n   a number
  *   r   a gpa and a number of pages, mapped
@@ -259,14 +259,14 @@ static void run_shutdown(Cpu *cpu, const Command *c)
  *   P   "on" or "off"
  */
 const Verb verbs[] = {
-    /* Who runs commands; without it, vCPU 0. */
+    /* vCPUs that run the commands; without it, vCPU 0. */
     { "cpu", "C" },
     /* How "convert" and "random" ask; without it, "auto". */
     { "hypercall-by", "H" },
     /* Does a conversion keep contents?  Without it, no. */
     { "preserve", "P" },
     /* How long "dma" waits for a device; without it, minutes. */
-    { "patience", "t" },
+    { "timeout", "t" },
 
     /* For all vCPUs, whatever "cpu" says. */
     { "barrier", "", run_barrier, FOR_ALL },
@@ -282,7 +282,7 @@ const Verb verbs[] = {
     { "convert-times", "rn", run_convert_times },
     /* The processor's time stamp. */
     { "clock", "", run_clock },
-    /* Tell the model how this vCPU takes them to be, and touch them. */
+    /* Declare to the model how this vCPU takes pages to be, and touch them. */
     { "access", "rs", run_access },
     /* Ask the model. */
     { "state", "rS", run_state },
@@ -297,10 +297,9 @@ const Verb verbs[] = {
     { "alternate", "nw", run_alternate },
 
     /*
-     * Device, what is in the range, range, direction, how many times.  "in" is
-     * to memory.  The device's rings take the first 4 pages, or none.  Nothing
-     * is wrong with a transfer that fails, unless a number of those that do
-     * not is expected.
+     * Device, use of the range, range, direction, how many times.  "in" is to
+     * memory.  With "rings", the first 4 pages are the device's rings.
+     * Transfers may fail, unless a number of successful ones is expected.
      */
     { "dma", "DRwdne", run_dma },
 

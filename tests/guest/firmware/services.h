@@ -1,5 +1,5 @@
 /*
- * Whom the firmware asks for what
+ * Services that the firmware asks for
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -7,8 +7,8 @@
 #define SERVICES_H
 
 /*
- * The test model of KVM's side of guest_memfd sees this port before anybody
- * else.  Reading a byte gives MODEL_PRESENT.  Writing AL asks for a service,
+ * The test model of KVM's side of guest_memfd handles this port, not QEMU.
+ * Reading a byte gives MODEL_PRESENT.  Writing AL asks for a service,
  * with its number in RAX, and the answer comes in RAX.  Registers are those of
  * a hypercall, but for the third argument: DX has the port, so it is in RSI.
  */
@@ -28,8 +28,8 @@
 #define MODEL_STATE     2
 
 /*
- * Reading a byte gives START_PRIVATE where all RAM is private at first, which
- * no processor tells.
+ * Reading a byte gives START_PRIVATE where all RAM is private at first; no
+ * CPUID bit shows that.
  */
 #define START_PORT      0x5a8
 #define START_PRIVATE   0x70

@@ -17,7 +17,7 @@
 #define CR0_PE_ET       0x11
 #define CR0_PG          0x80000000
 #define CPUID_1GIB      26              /* in %edx of leaf 0x80000001 */
-/* Present, writable; accessed and dirty, so that nobody writes them. */
+/* Present, writable; accessed and dirty, so that no processor writes them */
 #define TABLE           0x63
 #define LARGE_PAGE      0xe3
 
@@ -42,7 +42,7 @@ hypercall:
 start16_end:
 
         .align  8
-gdt:    /* The segments count as accessed, so that nobody writes to them. */
+gdt:    /* All accessed, so that processors do not write to them */
         .quad   0
         .quad   0x00cf9b000000ffff      /* 8: code, 32 bits */
         .quad   0x00cf93000000ffff      /* 16: data */

@@ -1,6 +1,5 @@
 /*
- * What an emulator reads from the image before it launches a confidential
- * guest
+ * Tables that an emulator reads before it launches a confidential guest
  *
  * A table of entries that end with their length and a GUID, to be read
  * backwards from 32 bytes below 4 GiB; and the metadata that two of them

@@ -1,8 +1,8 @@
 /*
  * virtio 1 over PCI, with split virtqueues
  *
- * Confidential guests have no other: QEMU turns the older interface off, and
- * offers VIRTIO_F_ACCESS_PLATFORM, which wants VIRTIO_F_VERSION_1.
+ * Confidential guests have no older interface: QEMU offers them
+ * VIRTIO_F_ACCESS_PLATFORM, which needs VIRTIO_F_VERSION_1.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -31,7 +31,7 @@
 /* Of the features from 32 on: VERSION_1 and ACCESS_PLATFORM */
 #define HIGH_FEATURES           3
 
-/* A virtqueue: its size, and where it has what in its page. */
+/* A virtqueue: its size, and offsets of its parts in its page */
 #define SIZE                    8
 #define AVAILABLE               0x200
 #define USED                    0x400

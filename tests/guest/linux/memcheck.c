@@ -1,12 +1,12 @@
 /*
- * memcheck MIB [THREADS]: keep memory busy and see that it stays intact
+ * memcheck MIB [THREADS]: write memory and check that it stays intact
  *
  * Every word has a value that depends on its place and on the number of the
  * pass.  A pass reads all the words of the previous one, compares, and writes
  * its own.  Threads have every THREADS-th page each, so neighbours in memory
  * are written by different processors.
  *
- * Prints a line a pass, and a loud one when a word is not what was written:
+ * Prints a line for each pass, and one for each word that is not as written:
  *     check: pass=12 errors=0
  *     check: CORRUPT pass=12 page=77 word=5 is=0x0 not=0x1234
  * Goes on until SIGTERM, SIGINT or SIGHUP; exit status 1 if there were errors.
@@ -37,14 +37,14 @@ static uint64_t value(uint64_t pass, size_t page, size_t word)
 {
     uint64_t x = (pass << 40) ^ (page * PAGE_WORDS + word);
 
-    /* Multiply and fold, so that a wrong bit of the input shows anywhere. */
+    /* Multiply and fold, so that each bit of the input changes many bits. */
     x *= 0x9e3779b97f4a7c15;
     return x ^ (x >> 29);
 }
 
 static void check_page(uint64_t pass, size_t page)
 {
-    /* volatile: to be read from memory, not remembered */
+    /* volatile: read from memory, not from a register */
     volatile uint64_t *words = memory + page * PAGE_WORDS;
     size_t i;
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A vCPU that waits for a busy page is to be had for all else."""
+"""Conversions that are tried again can be stopped, ended and reset."""
 import errno
 
 from gmemlab.machine import wait_for
@@ -27,7 +27,7 @@ def tries(sim):
 
 
 class Snp(SimTest):
-    """The guest would take any refusal as its end, so it waits for long."""
+    """The guest gives up after any refusal, so the vCPU tries for long."""
 
     def start_waiting(self, request, times):
         sim = self.start(SCRIPT.format(request=request, times=times),
@@ -72,7 +72,7 @@ class Snp(SimTest):
         sim.cmd('stop')
         self.quit(sim)
 
-    def test_others_want_the_same_pages_and_can_be_stopped(self):
+    def test_two_vcpus_that_want_the_same_pages_can_be_stopped(self):
         """Each chunk is whole, and the last request wins."""
         sim = self.start('''
             generation g2
@@ -97,8 +97,8 @@ class Snp(SimTest):
                  ['one', 'two'], sim)
         self.quit(sim)
 
-    def test_a_reset_forgets_it(self):
-        """It does not go on in the new VM, where nobody has asked for it."""
+    def test_a_reset_drops_the_request(self):
+        """It is not made of the new VM, whose guest did not ask for it."""
         sim = self.start('''
             generation g2
             vcpu 0
@@ -119,17 +119,17 @@ class Snp(SimTest):
 
 
 class SwProtected(SimTest):
-    """It can be reset, and the answer is not for the guest that comes."""
+    """The VM stays at a reset; the next guest must not get an old answer."""
 
     def start_held(self, requests, *args):
-        """A page is held for ever, and the guest makes these requests."""
+        """A guest that makes these requests while a page is pinned for ever."""
         return self.start(f'''
             generation g2
             vm-types default sw-protected
             vcpu 0
             pin 0x1005000 1 times=forever
             {requests}
-            print told
+            print answered
             halt''', machine='q35', backend=None,
             confidential='sw-protected-guest',
             args=['-bios', self.image, *args])
@@ -146,12 +146,12 @@ class SwProtected(SimTest):
                    if 'kvm_guest_memfd_hypercall' in line]
         self.assertRegex(answers[0], f'private 1 ret {errno.EAGAIN}$')
 
-    def test_somebody_is_told_who_is_held(self):
-        """But a guest cannot fill the log with that."""
+    def test_a_pinned_page_is_reported(self):
+        """An event, counters and a warning; a guest cannot fill the log."""
         sim = self.start_held('''repeat 5
             map-gpa 0x1000000 16 private ret=EAGAIN
             end''')
-        wait_for('the answers', lambda: 'told' in sim.output(), sim)
+        wait_for('the answers', lambda: 'answered' in sim.output(), sim)
         counters = next(b['counters'] for b in sim.cmd('query-guest-memfd')
                         ['blocks'] if b['counters']['busy'])
         self.assertEqual(counters['busy-offset'], 0x1005000)
@@ -165,12 +165,12 @@ class SwProtected(SimTest):
 
 
 class Large(SimTest):
-    """A request of any size keeps nobody waiting."""
+    """A request of any size delays nothing else."""
 
     CHUNK = 64 << 20
 
     def start_converting(self, size, **kwargs):
-        """The guest asks for so much at once, again and again."""
+        """A guest that converts so much with one request, again and again."""
         return self.start(f'''
             generation g2
             vm-types default sw-protected
@@ -185,8 +185,8 @@ class Large(SimTest):
                 '-bios', self.image, '-cpu', 'host,phys-bits=46'], **kwargs)
 
     def test_900_gibibytes_are_converted_in_chunks(self):
-        """Between two chunks the vCPU is to be had: "stop" waits for one.  And
-        the request allocates nothing.
+        """Between two chunks the vCPU can be stopped: "stop" waits for one.
+        And the request allocates nothing.
 
         At the real kernel's 0.3 us a page, that is 5 ms.
         """
@@ -202,7 +202,7 @@ class Large(SimTest):
                      len(calls), sim)
         self.assertNotIn('done', sim.output())
         self.assertLess(sim.block('pc.ram')['allocated'], 1 << 30)
-        # Not of the reset, which has shared all RAM.
+        # The reset, which makes all RAM shared, converts from offset 0.
         sizes = {call['size'] for call in calls if call['offset']}
         self.assertLessEqual(max(sizes), self.CHUNK)
         self.quit(sim)
