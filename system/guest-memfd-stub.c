@@ -11,6 +11,7 @@
 #include "qapi/qapi-commands-guest-memfd.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
+#include "gmem/system/guest-memfd-balloon.h"
 #include "gmem/system/guest-memfd-rebuild.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
@@ -42,6 +43,11 @@ bool guest_memfd_check_vhost_user(Error **errp)
     return true;
 }
 
+bool guest_memfd_patches_kernel(const MachineState *machine)
+{
+    return !machine->cgs;
+}
+
 bool guest_memfd_is_required(const MachineState *machine)
 {
     return false;
@@ -61,6 +67,19 @@ bool guest_memfd_backend_set_merge(HostMemoryBackend *backend, bool value,
                                    Error **errp)
 {
     return true;
+}
+
+/* Balloon: every page may go. */
+
+RAMBlock *guest_memfd_balloon_block(AddressSpace *as, hwaddr addr, void *host,
+                                    uint64_t size, ram_addr_t *offset)
+{
+    return qemu_ram_block_from_host(host, false, offset);
+}
+
+void guest_memfd_balloon_discard(RAMBlock *rb, uint64_t offset, uint64_t size)
+{
+    ram_block_discard_range(rb, offset, size);
 }
 
 /* Access: no page is ever hidden. */
