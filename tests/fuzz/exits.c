@@ -5,19 +5,19 @@
  * The kernel, the BQL, the address space, discard listeners and the clock are
  * stand-ins.  A vCPU leaves KVM for hypercalls, memory faults, MMIO and EFAULT;
  * meanwhile pages are pinned, listeners come and go, the host converts, and
- * somebody wants the vCPU's thread.  Kernel and listeners answer as they like,
+ * the vCPU's thread is interrupted.  Kernel and listeners answer as they like,
  * within their contract.
  *
  * What must hold, or the program aborts:
  *
  * - A hypercall is answered with 0, EINVAL or EAGAIN.
- * - A conversion does what was asked.  If it fails, it was carried out from the
- *   start of the range up to some page, and no further.  Only where the kernel
- *   also refuses to put a chunk back, this cannot be.
- * - It fails only if it makes no sense, or if somebody has failed.
+ * - A conversion that succeeds covers the whole range.  One that fails was
+ *   carried out from the start of the range up to some page, and no further,
+ *   unless the kernel also refuses to put a chunk back.
+ * - It fails only if it is invalid, or if kernel or a listener has failed.
  * - The state that QEMU keeps, the kernel's, a model's and that of listeners
  *   are the same after each step.  No page becomes private that a listener has
- *   mapped, and none is told to map a page that is not shared.
+ *   mapped, and no listener is notified to map a page that is not shared.
  * - A fault that is no request changes nothing, and does not come for ever.
  * - No page that is shared stays covered.
  *
@@ -66,13 +66,13 @@
 #define FOREVER UINT_MAX
 #define PRIVATE_FAULT (1ull << 3)
 
-/* So many times a fault may come for nothing. */
+/* A stale fault may come so many times. */
 #define FAULTS_AT_LEAST 10
 #define FAULTS_AT_MOST 5000
 
 /*
- * Listener: a device that maps what is shared
- * @mapped, @refused: a byte a page
+ * Listener: a device that maps shared pages
+ * @mapped, @refused: a byte per page
  */
 typedef struct Listener {
     RamDiscardListener rdl;
@@ -84,7 +84,7 @@ typedef struct Listener {
 } Listener;
 
 /*
- * Block: a file, and what is known of its pages, a byte each
+ * Block: a file, and the state of its pages, a byte each
  * @private: to the kernel
  * @model: as it has to be
  * @converting: a thread is in the kernel
@@ -119,21 +119,21 @@ static QemuMutex bql;
 static __thread bool have_bql;
 
 /*
- * Vcpu: what this thread does
+ * Vcpu: a vCPU, and its thread
  * @front, @back: what is left of its bytes
  * @alone: see guest_run()
  * @cpu, @run: the vCPU
  * @pending: its last hypercall was interrupted
  * @gpa, @size, @private: of that; or of the last memory fault
  * @flags: of memory faults, but for that bit
- * @stale: faults for nothing in a row
+ * @stale: number of stale faults in a row
  * @asked: when it left for that hypercall
  * @progress: conversions by the kernel since then
- * @failures: how often somebody has failed since the step began
+ * @failures: failures of kernel and listeners since the step began
  * @no_memory, @refused: so often by ENOMEM; for good
  * @calls: of kernel and listeners, since then
- * @stuck: since then it was said that a chunk could not be put back
- * @wanted_in: so many more calls and pauses until somebody wants the thread
+ * @stuck: since then QEMU has warned that a chunk could not be put back
+ * @wanted_in: so many more calls and pauses until the thread is interrupted
  */
 typedef struct Vcpu {
     const uint8_t *front;
@@ -184,7 +184,7 @@ static uint8_t answer_byte(void)
     return vcpu->front < vcpu->back ? *--vcpu->back : 0;
 }
 
-/* The clock.  Somebody may come while the thread waits, or is in the kernel. */
+/* The clock.  The thread may be interrupted in a wait or in the kernel. */
 
 static void time_goes_on(void)
 {
@@ -279,7 +279,7 @@ void guest_memfd_event_pinned(const char *id, uint64_t offset)
 {
 }
 
-/* Only for what this guest's memory cannot do */
+/* Calls that this guest's memory cannot need */
 
 void qemu_system_vmstop_request_prepare(void)
 {
@@ -348,7 +348,7 @@ static int kernel_answer(Block *b, uint64_t first, uint64_t pages,
     case 0x91:
         return -EIO;
     case 0x92 ... 0x9f:
-        /* A kernel that tells nonsense */
+        /* A kernel that answers with a wrong offset */
         *error_offset = (uint64_t)answer_byte() << 56;
         return -EAGAIN;
     default:
@@ -431,7 +431,7 @@ int kvm_vcpu_ioctl(CPUState *cpu, unsigned long type, ...)
     return 0;
 }
 
-/* Nobody here may free memory of a page. */
+/* The code must not free memory of a page. */
 
 int ram_block_discard_range(RAMBlock *rb, uint64_t offset, size_t length)
 {
@@ -551,7 +551,7 @@ static bool is_shown(Block *b, uint64_t page)
     return !is_hidden(b, page);
 }
 
-/* What is mapped first is what is shown. */
+/* At its registration, a listener maps the shown pages. */
 static void set_registered(Listener *l, bool registered)
 {
     Block *b = &blocks[l->block];
@@ -694,7 +694,7 @@ GuestMemfd *guest_memfd_from_host(const void *host)
     g_assert_not_reached();
 }
 
-/* What has to become of a request, found out page by page */
+/* The right result of a request, found out page by page */
 
 typedef uint8_t Pages[BLOCKS][PAGES];
 
@@ -915,7 +915,7 @@ static void end_step(void)
     }
 }
 
-/* A conversion was asked for.  Is this what had to become of it? */
+/* Check the result of a conversion. */
 static void check_conversion(uint64_t gpa, uint64_t size, bool private,
                              bool makes_sense, bool done)
 {
@@ -974,7 +974,7 @@ static void end_hypercall(int ret)
     const struct kvm_run *run = &vcpu->run;
     uint64_t attributes = run->hypercall.args[2];
     uint64_t pages = run->hypercall.args[1];
-    int64_t patience = guest_type == GUEST_SNP ? 60000000 : 1000000;
+    int64_t limit = guest_type == GUEST_SNP ? 60000000 : 1000000;
     int64_t spent = qatomic_read(&now_us) - vcpu->asked;
     bool wanted = qatomic_read(&vcpu->cpu.exit_request);
 
@@ -992,14 +992,14 @@ static void end_hypercall(int ret)
         }
         if (run->hypercall.ret == EAGAIN && !vcpu->no_memory &&
             !(wanted && cpus_are_resettable())) {
-            g_assert_cmpint(spent, >=, patience);
+            g_assert_cmpint(spent, >=, limit);
         }
         if (vcpu->alone && !vcpu->progress) {
-            g_assert_cmpint(spent, <, patience + 200000);
+            g_assert_cmpint(spent, <, limit + 200000);
         }
     }
-    /* Somebody wants the thread, so not all of it may have been done. */
-    vcpu->failures += vcpu->pending;
+    /* The thread is interrupted, so the request may be half done. */
+    vcpu->failures += wanted;
     check_conversion(vcpu->gpa, vcpu->size, vcpu->private,
                      !(attributes & ~0x1full) && pages <= UINT64_MAX >> 12,
                      !vcpu->pending && !run->hypercall.ret);
@@ -1031,7 +1031,7 @@ static void hypercall(uint64_t nr, uint64_t attributes)
     end_hypercall(ret);
 }
 
-/* Before it enters KVM again.  Whoever wanted the thread has had it. */
+/* Before the vCPU enters KVM again; the interruption is over. */
 static void resume(void)
 {
     bool was_pending;
@@ -1115,12 +1115,12 @@ static void memory_fault(void)
     fault_once();
 }
 
-/* Nobody converts, and the same fault comes again and again. */
+/* The same fault comes again and again, without a conversion. */
 static void same_fault_again(void)
 {
     unsigned times = 0;
 
-    /* That of SEV-SNP is the same, but for more patience: it takes long. */
+    /* Not for SEV-SNP, whose limit is longer: that would take long. */
     while (guest_type != GUEST_SNP && vcpu->alone && !fault_once()) {
         g_assert_cmpint(++times, <, FAULTS_AT_MOST);
         if (vcpu->calls) {
@@ -1150,7 +1150,7 @@ static void emulated_access(void)
     g_assert_cmpint(vcpu->calls, ==, 0);
 }
 
-/* KVM_RUN fails without a word. */
+/* KVM_RUN fails without an exit. */
 static void run_fails(void)
 {
     static const int errors[] = { EFAULT, EINTR, EHWPOISON, EINVAL };
@@ -1170,7 +1170,7 @@ static void run_fails(void)
     g_assert_cmpint(vcpu->calls, ==, 0);
 }
 
-/* What others do */
+/* Other threads' actions */
 
 static Block *a_block(void)
 {
@@ -1369,7 +1369,7 @@ void guest_begin(GuestType type)
             set_section(l, k == 1 ? B_FIRST : 0, k == 1 ? B_PAGES : PAGES);
             ram_discard_listener_init(&l->rdl, notify_populate,
                                       notify_discard);
-            /* Block 2 has nobody at first, so that no BQL is needed. */
+            /* Block 2 has no listener at first, so that no BQL is needed. */
             set_registered(l, type != GUEST_SEPARATE && k < 2 && i < 2);
         }
     }

@@ -6,7 +6,7 @@
 #ifndef FUZZ_EXITS_H
 #define FUZZ_EXITS_H
 
-/* GuestType: what QEMU is told of the guest */
+/* GuestType: the platform, and where private memory is */
 typedef enum GuestType {
     GUEST_SNP,
     GUEST_TDX,
@@ -27,7 +27,7 @@ void guest_begin(GuestType type);
  */
 void guest_run(const uint8_t *data, size_t size, bool alone);
 
-/** guest_end: nothing is under way; check that all agree, and free it. */
+/** guest_end: check that all states agree, and free the guest. */
 void guest_end(void);
 
 /* fuzz.c: what libFuzzer calls, with an input of @size bytes */

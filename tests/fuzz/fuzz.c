@@ -20,7 +20,7 @@ static void *run_vcpu(void *opaque)
     return NULL;
 }
 
-/* A new thread has no memory of the exits of earlier inputs. */
+/* A new thread has no state from the exits of earlier inputs. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     if (size) {

@@ -14,11 +14,11 @@
 #include "system/ram-discard-manager.h"
 
 /**
- * TestManager: of one block
- * @listeners: @count of them; changes with the BQL held, and the count is
- *             looked at without
- * @lost: a populate was undone, so this listener does not have these pages
- * @looked_at: if not NULL, called when @count has been looked at
+ * TestManager: the discard listeners of one block
+ * @listeners: @count of them; changes with the BQL held, but @count may be
+ *             read without it
+ * @lost: called if a populate was undone: the listener has lost these pages
+ * @looked_at: if not NULL, called when @count has been read
  */
 typedef struct TestManager {
     QLIST_HEAD(, RamDiscardListener) listeners;
@@ -39,7 +39,7 @@ static inline void test_manager_remove(TestManager *m, RamDiscardListener *rdl)
     qatomic_dec(&m->count);
 }
 
-/* Sets @part to what @rdl has registered of a range; false: nothing. */
+/* Sets @part to the part of a range that @rdl has registered; false: none. */
 static inline bool test_manager_part(const RamDiscardListener *rdl,
                                      uint64_t offset, uint64_t size,
                                      MemoryRegionSection *part)
@@ -61,7 +61,7 @@ static inline void test_manager_discard(TestManager *m, uint64_t offset,
     }
 }
 
-/* Those up to @last have heard of it, and no other. */
+/* Only the listeners up to @last were notified. */
 static inline void test_manager_undo(TestManager *m, RamDiscardListener *last,
                                      uint64_t offset, uint64_t size)
 {
@@ -98,7 +98,7 @@ static inline int test_manager_populate(TestManager *m, uint64_t offset,
     return 0;
 }
 
-/** test_manager_of: of this block; the program that includes this has it. */
+/** test_manager_of: a block's manager; defined by the including program. */
 TestManager *test_manager_of(const GuestMemfd *gmem);
 
 bool guest_memfd_has_listeners(const GuestMemfd *gmem)

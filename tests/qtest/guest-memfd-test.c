@@ -507,7 +507,7 @@ static void send_event(QTestState *qts, const char *name, const char *value)
 /* An event that has been sent, or NULL. */
 static QDict *next_event(QTestState *qts, const char *name)
 {
-    /* What was sent before an answer has come before it. */
+    /* Events that were sent before an answer arrive before it. */
     qtest_qmp_assert_success(qts, "{ 'execute': 'query-name' }");
     return qtest_qmp_event_ref(qts, name);
 }

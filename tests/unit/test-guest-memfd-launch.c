@@ -1,5 +1,5 @@
 /*
- * What a launch in place takes, what it refuses, and what it takes down
+ * Ranges that a launch in place takes, and refuses, and its records
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -14,7 +14,7 @@
 
 #define PAGE (4 * KiB)
 #define PAGES 16
-#define GPA (1 * MiB)               /* of RAM; what follows is none */
+#define GPA (1 * MiB)               /* of RAM; no RAM follows it */
 #define ORDINARY (16 * MiB)         /* RAM that is always shared */
 
 /* --- what the launch code calls --- */
@@ -34,7 +34,7 @@ static GuestMemfd ordinary = { .rb = &ordinary_block };
 static GuestMemfds blocks = QTAILQ_HEAD_INITIALIZER(blocks);
 
 static bool written[PAGES];
-static bool can_tell = true;        /* has the kernel cachestat()? */
+static bool has_cachestat = true;   /* has the kernel cachestat()? */
 static int convert_error;
 static unsigned conversions;
 static struct {                     /* the last one */
@@ -101,7 +101,7 @@ bool guest_memfd_allocated(const GuestMemfd *g, uint64_t offset,
     for (page = offset / PAGE; page < (offset + size) / PAGE; page++) {
         *bytes += written[page] ? PAGE : 0;
     }
-    return can_tell;
+    return has_cachestat;
 }
 
 bool guest_memfd_any_private(const GuestMemfd *g, uint64_t offset,
@@ -113,7 +113,7 @@ bool guest_memfd_any_private(const GuestMemfd *g, uint64_t offset,
 
 void guest_memfd_state_launched(GuestMemfd *gmem)
 {
-    /* It is all private. */
+    /* All pages are private. */
     g_assert_cmpuint(converted.size, ==, gmem->rb->max_length);
 }
 
@@ -121,7 +121,7 @@ int guest_memfd_convert(GuestMemfd *g, uint64_t offset, uint64_t size,
                         bool to_private, const GuestMemfdRetry *retry,
                         uint64_t *done)
 {
-    /* No vCPU runs, so it need not be done in chunks. */
+    /* No vCPU runs, so chunks are not needed. */
     g_assert_null(retry);
     g_assert_true(to_private);
     if (convert_error) {
@@ -197,7 +197,7 @@ static void forget(void)
     memset(written, 0, sizeof(written));
     memset(memory, 0, sizeof(memory));
     convert_error = 0;
-    can_tell = true;
+    has_cachestat = true;
 }
 
 static void test_places(void)
@@ -251,7 +251,7 @@ static void test_ranges(void)
     g_assert_cmphex(converted.offset, ==, PAGE);
     g_assert_cmphex(converted.size, ==, 3 * PAGE);
 
-    /* Neighbours are no overlap, and what is not used may be absent. */
+    /* Neighbours are no overlap, and unused pages may be absent. */
     guest_memfd_launch_range(GPA + 4 * PAGE, PAGE, "zero", false, false,
                              &error_abort);
     check_last(4, 1, "zero", false);
@@ -260,7 +260,7 @@ static void test_ranges(void)
     g_assert_cmpuint(launched(&last), ==, 3);
 }
 
-/* Needs what test_ranges() has left. */
+/* Needs the ranges that test_ranges() has launched. */
 static void test_no_page_twice(void)
 {
     write_pages(5, 1);
@@ -276,10 +276,10 @@ static void test_unwritten(void)
     refuse_range(GPA + 8 * PAGE, 2 * PAGE, "0x1000 of them were never written");
     g_assert_nonnull(guest_memfd_launch_host(GPA + 8 * PAGE, 2 * PAGE,
                                              &error_abort));
-    can_tell = false;
+    has_cachestat = false;
     guest_memfd_launch_range(GPA + 8 * PAGE, 2 * PAGE, "normal", true, true,
                              &error_abort);
-    can_tell = true;
+    has_cachestat = true;
 }
 
 /* With preallocation every page is there, whether it was written or not. */
