@@ -6,10 +6,12 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import unittest
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -28,6 +30,17 @@ VIOLATION = -signal.SIGABRT
 logging.getLogger('qemu.machine').setLevel(logging.ERROR)
 resource.setrlimit(resource.RLIMIT_CORE,
                    (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+class Server(threading.Thread):
+    """Serves one connection to the Unix socket at @path: run() accepts it."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(path)
+        self.server.listen(1)
+        self.start()
 
 
 class SimTest(unittest.TestCase):

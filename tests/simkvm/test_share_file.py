@@ -7,12 +7,11 @@ import json
 import os
 import socket
 import struct
-import threading
 
 from gmemlab.machine import GUEST_MEMFD, MEMFD
 from gmemlab.simkvm import lacks_tdx, snp
 from qemu.qmp import ExecuteError
-from simtest import SimTest
+from simtest import Server, SimTest
 from test_vhost import BackEnd
 
 SW_PROTECTED = 'generation g2\nvm-types default sw-protected'
@@ -104,19 +103,15 @@ VERSION, DMA_MAP, GET_INFO = 1, 2, 4
 REPLY, NO_REPLY, ERROR = 0x1, 0x10, 0x20
 
 
-class Server(threading.Thread):
+class VfioUserServer(Server):
     """Speaks vfio-user until the client asks for the device, which is none.
 
     maps: maps of guest memory so far; files: descriptors that came with them
     """
 
     def __init__(self, path):
-        super().__init__(daemon=True)
         self.maps = self.files = 0
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(path)
-        self.server.listen(1)
-        self.start()
+        super().__init__(path)
 
     def run(self):
         with self.server, self.server.accept()[0] as connection:
@@ -148,7 +143,7 @@ class VfioUser(SimTest):
 
     def play_device(self, properties):
         path = os.path.join(self.dir, 'vfio')
-        server = Server(path)
+        server = VfioUserServer(path)
         self.play(f'{SW_PROTECTED}\nvcpu 0\nshutdown', status=1, backend=None,
                   confidential='sw-protected-guest' + properties,
                   args=['-bios', self.image, '-device', json.dumps({

@@ -7,11 +7,10 @@ changes, QEMU checks the rings again, and aborts if they are not the same.
 import os
 import socket
 import struct
-import threading
 
 from gmemlab.machine import wait_for
 from gmemlab.simkvm import snp
-from simtest import SimTest
+from simtest import Server, SimTest
 
 # Messages of vhost-user that are answered, and with what
 GET_FEATURES, GET_VRING_BASE, GET_PROTOCOL_FEATURES, GET_QUEUE_NUM = \
@@ -36,7 +35,7 @@ STATUS, SELECT, SIZE, ENABLE, DESC, AVAIL, USED = \
 PAM = 0x80000090
 
 
-class BackEnd(threading.Thread):
+class BackEnd(Server):
     """Speaks vhost-user, and does nothing else.
 
     seen: messages that came, by number
@@ -44,13 +43,9 @@ class BackEnd(threading.Thread):
     """
 
     def __init__(self, path):
-        super().__init__(daemon=True)
         self.seen = set()
         self.files = 0
-        self.server = socket.socket(socket.AF_UNIX)
-        self.server.bind(path)
-        self.server.listen(1)
-        self.start()
+        super().__init__(path)
 
     def run(self):
         with self.server, self.server.accept()[0] as connection:
