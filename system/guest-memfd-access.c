@@ -56,7 +56,6 @@
 #include "qemu/osdep.h"
 #include <sys/mman.h>
 #include "hw/core/cpu.h"
-#include "qemu/bitmap.h"
 #include "qemu/error-report.h"
 #include "qemu/madvise.h"
 #include "qemu/main-loop.h"
