@@ -224,15 +224,31 @@ static void print_block(Monitor *mon, const GuestMemfdBlock *block)
                    block->counters->plain, block->counters->replaced);
 }
 
+static bool is_same_launch(const GuestMemfdLaunchPages *a,
+                           const GuestMemfdLaunchPages *b)
+{
+    return a->gpa == b->gpa && a->size == b->size &&
+           !g_strcmp0(a->digest, b->digest);
+}
+
+/* All vCPUs but the first have the same state. */
 static void print_launch(Monitor *mon, const GuestMemfdLaunchPagesList *list)
 {
-    for (; list; list = list->next) {
+    while (list) {
         const GuestMemfdLaunchPages *p = list->value;
+        unsigned times = 0;
 
-        monitor_printf(mon, "launch: %016" PRIx64 "-%016" PRIx64 " %s%s%s\n",
+        for (; list && is_same_launch(p, list->value); list = list->next) {
+            times++;
+        }
+        monitor_printf(mon, "launch: %016" PRIx64 "-%016" PRIx64 " %s%s%s",
                        p->gpa, p->gpa + p->size - 1, p->type,
                        p->measured ? ", measured: " : "",
                        p->measured ? p->digest : "");
+        if (times > 1) {
+            monitor_printf(mon, ", %u times", times);
+        }
+        monitor_printf(mon, "\n");
     }
 }
 
@@ -305,9 +321,10 @@ static void print_tdx(Monitor *mon, const LaunchMeasurementTdx *tdx)
     monitor_printf(mon, "MROWNER: %s\n", tdx->mrowner);
     monitor_printf(mon, "MROWNERCONFIG: %s\n", tdx->mrownerconfig);
     if (firmware) {
-        monitor_printf(mon, "to compute MRTD: launch-digest tdx");
-        print_option(mon, "--ovmf", firmware);
-        monitor_printf(mon, "\n");
+        g_autofree char *quoted = g_shell_quote(firmware);
+
+        monitor_printf(mon, "to compute MRTD: launch-digest tdx %s\n",
+                       quoted);
     }
 }
 

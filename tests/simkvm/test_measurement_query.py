@@ -4,9 +4,12 @@
 QEMU computes them from what it gives to the platform, the model from what the
 platform gets, and gmemlab.measure from the firmware's file.
 """
-import hashlib
+import base64
+import os
+import shlex
+import subprocess
 
-from gmemlab import measure
+from gmemlab import ROOT, measure
 from gmemlab.simkvm import snp
 from qemu.qmp import ExecuteError
 from simtest import SimTest
@@ -21,29 +24,21 @@ SEPARATE, IN_PLACE = 'g1', 'g2'
 class QueryTest(SimTest):
     """Compares the queries with the launch.
 
-    LAUNCH: class of gmemlab.measure
-    KIND: type in query-launch-measurement
     OPTIONS: of the machine
+    GIVEN: members of the answer that no firmware has
     """
 
-    LAUNCH = KIND = None
-    OPTIONS = {}
+    OPTIONS = GIVEN = {}
 
     def stopped(self, generation, path=None, **kwargs):
         """A machine that waits for "cont"."""
-        options = dict(self.OPTIONS, size='256M', backend=None)
+        options = {'size': '256M', 'backend': None, **self.OPTIONS, **kwargs}
         options['args'] = [*options.get('args', []), '-S',
                            '-bios', path or self.image]
-        sim = self.machine(f'generation {generation}' + HALT,
-                           **{**options, **kwargs})
+        sim = self.machine(f'generation {generation}' + HALT, **options)
         sim.launch()
         self.addCleanup(self.quit, sim)
         return sim
-
-    @staticmethod
-    def wanted_type(r):
-        """The name in query-guest-memfd for the pages of a Range."""
-        return r.type.lower()
 
     def check_refused(self, sim, reason):
         """query-launch-measurement fails with that reason."""
@@ -54,7 +49,7 @@ class QueryTest(SimTest):
                     command_line='info launch-measurement'), reason)
 
     def check(self, generation, path=None, **kwargs):
-        """All three agree.  Returns query-guest-memfd."""
+        """All three agree.  Returns query-guest-memfd, and info's text."""
         path = path or self.image
         sim = self.stopped(generation, path, **kwargs)
         sim.cmd('cont')
@@ -65,20 +60,12 @@ class QueryTest(SimTest):
         self.quit(sim)
 
         with open(path, 'rb') as f:
-            launch = self.LAUNCH(f.read())
-        self.assertEqual(answer, {'type': self.KIND,
-                                'digest': launch.digest().hex()})
-        self.assertEqual(sim.report['launch']['digest'], answer['digest'])
-        self.assertIn(f"{self.KIND}: {answer['digest']}", text)
-
-        wanted = []
-        for r in launch.ranges:
-            pages = {'gpa': r.gpa, 'size': r.size, 'measured': bool(r.data),
-                     'type': self.wanted_type(r)}
-            if r.data:
-                pages['digest'] = hashlib.sha384(r.data).hexdigest()
-            wanted.append(pages)
-        self.assertEqual(info['launch'], wanted)
+            launch = self.wanted(f.read())
+        self.assertEqual(answer, {**launch.answer(), **self.GIVEN})
+        self.check_model(sim.report['launch'], answer)
+        self.assertEqual(info['launch'], launch.entries())
+        for query in answer, info:
+            self.assertIsNone(measure.first_difference(launch, query))
         return info, text
 
     def check_blocks(self, info):
@@ -93,26 +80,68 @@ class QueryTest(SimTest):
                              block['size'])
 
 
-class Snp(QueryTest):
+class Snp(QueryTest, test_launch.SnpLaunchTest):
     """An SEV-SNP guest, which is launched when it first runs."""
 
-    LAUNCH = measure.SnpLaunch
-    KIND = 'sev-snp'
-    OPTIONS = {'confidential': snp()}
+    OPTIONS = {'confidential': snp(), 'cpus': 3}
+    VCPUS = measure.Vcpus(3, measure.cpu_signature('qemu64'))
+    GIVEN = {'policy': 0x30000}         # QEMU's default
+    hashes = None
+
+    def wanted(self, image):
+        return measure.SnpLaunch(image, self.hashes, self.VCPUS)
+
+    def check_model(self, launch, answer):
+        self.assertEqual(launch['digest'], answer['digest-before-vmsas'])
+        self.assertEqual(launch['digest-after-vmsas'],
+                         answer['digest-after-vmsas'])
+
+    def check_text(self, text, path, options=''):
+        """Info has the digest, and a line that a tool takes."""
+        *_, line = text.splitlines()
+        self.assertEqual(
+            line, 'to compute it: sev-snp-measure --mode snp --vcpus 3 '
+            f'--vcpu-sig 0x60fb1 --guest-features 0x1 --ovmf {path!r}' +
+            options)
+        # Ours takes the same, but for these.
+        words = shlex.split(line.partition('--mode snp')[2])
+        at = words.index('--ovmf')
+        del words[at:at + 2]
+        done = subprocess.run(
+            [os.path.join(ROOT, 'scripts/launch-digest'), 'snp', path, *words],
+            stdout=subprocess.PIPE, text=True, check=True)
+        self.assertIn('sev-snp launch digest, as in the attestation report: ' +
+                      done.stdout, text)
 
     def test_separate_memory(self):
         info, text = self.check(SEPARATE)
         self.assertEqual(info['blocks'], [])
-        self.assertIn("before the vCPUs' VMSAs", text)
+        self.check_text(text, self.image)
 
     def test_in_place(self):
-        info, _ = self.check(IN_PLACE)
+        info, text = self.check(IN_PLACE)
         self.check_blocks(info)
+        self.check_text(text, self.image)
 
     def test_ovmf(self):
         for generation in SEPARATE, IN_PLACE:
             with self.subTest(generation=generation):
                 self.check(generation, test_launch.ovmf())
+
+    def test_kernel_hashes(self):
+        append = "console=ttyS0 it's"
+        kernel, args = self.kernel(b'the initrd', append)
+        self.hashes = measure.kernel_hashes(kernel, b'the initrd', append)
+        files = [f'{name} {path!r}' for name, path in
+                 zip(args[0:4:2], args[1:4:2])]
+        for generation in SEPARATE, IN_PLACE:
+            _, text = self.check(generation, args=args,
+                                 confidential=snp(',kernel-hashes=on'))
+            self.check_text(
+                text, self.image,
+                ' ' + ' '.join(files).replace('-kernel', '--kernel', 1)
+                .replace('-initrd \'', '--initrd \'', 1) +
+                " --append 'console=ttyS0 it'\\''s'")
 
     def test_there_is_no_measurement_before_the_launch(self):
         for generation in SEPARATE, IN_PLACE:
@@ -125,9 +154,13 @@ class Snp(QueryTest):
 class Tdx(QueryTest):
     """A TDX guest, which is launched before QEMU can be asked."""
 
-    LAUNCH = measure.TdxLaunch
-    KIND = 'tdx'
-    OPTIONS = {'confidential': 'tdx-guest', 'args': ['-cpu', 'host'],
+    DIGESTS = {name: bytes(range(n, n + 48)) for n, name in
+               enumerate(('mrconfigid', 'mrowner', 'mrownerconfig'))}
+    GIVEN = {name: digest.hex() for name, digest in DIGESTS.items()}
+    OPTIONS = {'confidential': 'tdx-guest' + ''.join(
+                   f',{name}={base64.b64encode(digest).decode()}'
+                   for name, digest in DIGESTS.items()),
+               'args': ['-cpu', 'host'],
                'machine': 'q35,kernel-irqchip=split'}
 
     @classmethod
@@ -135,14 +168,19 @@ class Tdx(QueryTest):
         test_launch.Tdx.setUpClass()
         super().setUpClass()
 
-    @staticmethod
-    def wanted_type(r):
-        return r.name.lower().replace('_', '-')
+    def wanted(self, image):
+        return measure.TdxLaunch(image)
+
+    def check_model(self, launch, answer):
+        self.assertEqual(launch['digest'], answer['mrtd'])
 
     def test_separate_memory(self):
         info, text = self.check(SEPARATE)
         self.assertEqual(info['blocks'], [])
-        self.assertNotIn('VMSA', text)
+        self.assertTrue(text.startswith('tdx MRTD: '), text)
+        for name, digest in self.GIVEN.items():
+            self.assertIn(f'{name.upper()}: {digest}', text)
+        self.assertIn(f"launch-digest tdx '{self.image}'", text)
 
     def test_in_place(self):
         info, _ = self.check(IN_PLACE)
