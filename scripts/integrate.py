@@ -270,6 +270,7 @@ def apply(src, dest, hooks):
     for link in links:
         path = os.path.join(dest, link)
         if not os.path.islink(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.symlink(link_target(link), path)
             wrote += 1
     for name, text in texts.items():
