@@ -2,9 +2,9 @@
  * simkvm: SEV-SNP: /dev/sev, and KVM_MEMORY_ENCRYPT_OP of an SNP VM
  *
  * The order is KVM_SEV_INIT2, SNP_LAUNCH_START, any number of
- * SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH.  The digest is that of the pages of
- * LAUNCH_UPDATE; the VMSA of each vCPU, which KVM adds when the launch is
- * finished, is not in it.
+ * SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH.  There are two digests: that of the
+ * pages of LAUNCH_UPDATE, and the one after the VMSA of each vCPU, which KVM
+ * adds when the launch is finished.
  *
  * Faults: SEV_INIT2, SNP_LAUNCH_START, SNP_LAUNCH_UPDATE, SNP_LAUNCH_FINISH
  * fail a call before it does anything; SNP_LAUNCH_UPDATE_PAGE ends it at a
@@ -16,7 +16,10 @@
 #include <linux/psp-sev.h>
 #include "simkvm.h"
 
+#define FEATURE_SNP 1ULL                /* KVM sets it for SNP guests */
 #define VMSA_DEBUG_SWAP (1ULL << 5)
+#define VMSA_GPA 0xfffffffff000ULL
+#define PAGE_TYPE_VMSA 2
 #define GHCB_VERSION 2                  /* the newest; SNP needs it */
 
 /* Bits of a guest's policy. */
@@ -27,6 +30,16 @@
 #define POLICY_SINGLE_SOCKET (1ULL << 20)
 #define POLICY_VALID (POLICY_ABI_VERSION | POLICY_SMT | POLICY_MUST_BE_ONE | \
                       POLICY_DEBUG | POLICY_SINGLE_SOCKET)
+
+/* The firmware's layout of an ID block */
+typedef struct IdBlock {
+    uint8_t digest[SIM_DIGEST];
+    uint8_t family[16], image[16];
+    uint32_t version, guest_svn;
+    uint64_t policy;
+} IdBlock;
+
+G_STATIC_ASSERT(sizeof(IdBlock) == KVM_SEV_SNP_ID_BLOCK_SIZE);
 
 /* A CPUID page: a count, padding to 16 bytes, and entries of 48 bytes. */
 #define CPUID_PAGE_FIRST_EAX (16 + 24)
@@ -136,16 +149,18 @@ static void check_padding(const char *name, const void *padding, size_t len)
 
 static void report_launch(SimVm *vm)
 {
-    char hex[2 * SIM_DIGEST + 1];
-    g_autofree char *json = NULL;
+    bool finished = vm->launch == SIM_LAUNCH_FINISHED;
+    char hex[2 * SIM_DIGEST + 1], final[2 * SIM_DIGEST + 1];
+    g_autofree char *after = NULL, *json = NULL;
 
     sim_digest_hex(vm->digest, hex);
+    sim_digest_hex(vm->final, final);
+    after = finished ? g_strdup_printf("\"%s\"", final) : g_strdup("null");
     json = g_strdup_printf("{\"type\": \"snp\", \"finished\": %s, \"digest\": "
-                           "\"%s\", \"digest-has-vmsas\": false, \"pages\": %"
+                           "\"%s\", \"digest-after-vmsas\": %s, \"pages\": %"
                            PRIu64 ", \"measured-pages\": %" PRIu64 "}",
-                           vm->launch == SIM_LAUNCH_FINISHED ? "true"
-                           : "false", hex, vm->launch_pages,
-                           vm->measured_pages);
+                           finished ? "true" : "false", hex, after,
+                           vm->launch_pages, vm->measured_pages);
     sim_report_launch(vm->number, json);
 }
 
@@ -175,6 +190,7 @@ static int init2(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     check_padding("KVM_SEV_INIT2", &args.pad1, sizeof(args.pad1));
     check_padding("KVM_SEV_INIT2", args.pad2, sizeof(args.pad2));
     vm->launch = SIM_LAUNCH_INIT;
+    vm->features = args.vmsa_features | FEATURE_SNP;
     g_string_printf(json, "\"vmsa-features\": %" PRIu64,
                     (uint64_t)args.vmsa_features);
     return 0;
@@ -208,6 +224,7 @@ static int launch_start(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     }
     vm->launch = SIM_LAUNCH_STARTED;
     vm->sev_fd = cmd->sev_fd;
+    vm->policy = args.policy;
     report_launch(vm);
     g_string_printf(json, "\"policy\": %" PRIu64, (uint64_t)args.policy);
     sim_json_hex(json, "workarounds", args.gosvw, sizeof(args.gosvw));
@@ -383,11 +400,54 @@ static int launch_update(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     return sim_copy_to_user(data, &args, sizeof(args));
 }
 
+/*
+ * Measures the state of the vCPUs, in the order of their creation.  The pages
+ * are the firmware's from then on, even if the launch fails: it cannot be
+ * done twice.
+ */
+static int measure_vmsas(SimVm *vm)
+{
+    g_autofree uint8_t *page = g_malloc(SIM_PAGE);
+    guint i;
+    int ret;
+
+    if (vm->has_vmsas) {
+        return sim_refuse(EINVAL, "SNP_LAUNCH_FINISH: the vCPUs' state was "
+                          "measured before");
+    }
+    memcpy(vm->final, vm->digest, SIM_DIGEST);
+    for (i = 0; i < vm->vcpus->len; i++) {
+        ret = sim_vmsa(g_ptr_array_index(vm->vcpus, i), vm->features, page);
+        if (ret) {
+            return ret;
+        }
+        sim_measure_snp(vm->final, PAGE_TYPE_VMSA, VMSA_GPA, page);
+        vm->has_vmsas = true;
+    }
+    return 0;
+}
+
+/* What the firmware checks of an ID block.  Returns its error. */
+static uint32_t check_id_block(SimVm *vm, const IdBlock *block)
+{
+    if (block->version != 1) {
+        return SEV_RET_INVALID_PARAM;
+    }
+    if (memcmp(block->digest, vm->final, SIM_DIGEST)) {
+        return SEV_RET_BAD_MEASUREMENT;
+    }
+    if (block->policy != vm->policy) {
+        return SEV_RET_POLICY_FAILURE;
+    }
+    return SEV_RET_SUCCESS;
+}
+
 /* The emulator's ID block and the proof that it is the guest owner's. */
-static int read_id_block(const struct kvm_sev_snp_launch_finish *args,
+static int read_id_block(SimVm *vm, struct kvm_sev_cmd *cmd,
+                         const struct kvm_sev_snp_launch_finish *args,
                          GString *json)
 {
-    uint8_t block[KVM_SEV_SNP_ID_BLOCK_SIZE];
+    IdBlock block;
     uint8_t auth[KVM_SEV_SNP_ID_AUTH_SIZE];
 
     if (!args->id_block_en) {
@@ -396,7 +456,7 @@ static int read_id_block(const struct kvm_sev_snp_launch_finish *args,
     if (!args->id_block_uaddr || !args->id_auth_uaddr) {
         return sim_refuse(EINVAL, "SNP_LAUNCH_FINISH: no ID block");
     }
-    if (sim_copy_from_user(block, (void *)(uintptr_t)args->id_block_uaddr,
+    if (sim_copy_from_user(&block, (void *)(uintptr_t)args->id_block_uaddr,
                            sizeof(block)) ||
         sim_copy_from_user(auth, (void *)(uintptr_t)args->id_auth_uaddr,
                            sizeof(auth))) {
@@ -404,9 +464,10 @@ static int read_id_block(const struct kvm_sev_snp_launch_finish *args,
                           ", 0x%" PRIx64, (uint64_t)args->id_block_uaddr,
                           (uint64_t)args->id_auth_uaddr);
     }
-    sim_json_hex(json, "id-block", block, sizeof(block));
+    sim_json_hex(json, "id-block", &block, sizeof(block));
     sim_json_hex(json, "id-auth", auth, sizeof(auth));
-    return 0;
+    cmd->error = check_id_block(vm, &block);
+    return cmd->error ? -EIO : 0;
 }
 
 static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
@@ -436,12 +497,12 @@ static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
         cmd->error = SEV_RET_INVALID_GUEST_STATE;
         return sim_refuse(EIO, "SNP_LAUNCH_FINISH: done before");
     }
-    ret = read_id_block(&args, json);
-    if (ret) {
-        return ret;
-    }
     if (!is_sev_device(vm->sev_fd)) {
         return sim_refuse(EBADF, "SNP_LAUNCH_FINISH: /dev/sev was closed");
+    }
+    ret = measure_vmsas(vm) ?: read_id_block(vm, cmd, &args, json);
+    if (ret) {
+        return ret;
     }
     sim_vm_launch_finished(vm);
     report_launch(vm);
@@ -449,6 +510,7 @@ static int launch_finish(SimVm *vm, struct kvm_sev_cmd *cmd, GString *json)
     g_string_append_printf(json, ", \"author-key\": %u, \"vcek-disabled\": %u",
                            args.auth_key_en, args.vcek_disabled);
     sim_json_hex(json, "measured", vm->digest, SIM_DIGEST);
+    sim_json_hex(json, "measured-with-vmsas", vm->final, SIM_DIGEST);
     return 0;
 }
 

@@ -7,7 +7,8 @@
  * Handlers return what the system call would: a value >= 0, or -errno.
  *
  * Locks, in the order in which they are taken: SimVm.lock, SimGmem.lock, and
- * the inner ones of files and reports, under which nothing else is taken.
+ * the inner ones of vCPUs, files and reports, under which nothing else is
+ * taken.
  * They are those of pthreads, because ThreadSanitizer knows them.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -363,7 +364,11 @@ struct SimVm {
     bool irqchip;
     SimLaunch launch;
     GChecksum *mrtd;            /* TDX: what was measured so far */
-    uint8_t digest[SIM_DIGEST]; /* so far */
+    uint8_t digest[SIM_DIGEST]; /* so far; SNP: without VMSAs */
+    uint8_t final[SIM_DIGEST];  /* SNP: with VMSAs, once there are any */
+    bool has_vmsas;             /* SNP: vCPUs' state was taken */
+    uint64_t features;          /* SNP: of the guest, SEV_FEATURES */
+    uint64_t policy;            /* SNP: the guest's */
     uint64_t launch_pages;      /* pages that launch commands took */
     uint64_t measured_pages;    /* of these, pages whose contents counts */
     int sev_fd;                 /* SNP: what its launch was started with */
@@ -446,6 +451,14 @@ typedef struct SimKept {
 } SimKept;
 
 const SimKept *sim_kept_find(SimKind kind, unsigned long request, bool *set);
+/*
+ * What a GET ioctl of kept state would answer; in kvm mode, what it answers.
+ * Takes vcpu->lock.
+ */
+int sim_vcpu_get(SimVcpu *vcpu, unsigned long request, void *state);
+/* An MSR; @otherwise if it was never set.  Takes vcpu->lock. */
+uint64_t sim_vcpu_msr(SimVcpu *vcpu, uint32_t index, uint64_t otherwise);
+
 GHashTable *sim_kept_new(void);
 int sim_kept_access(GHashTable *table, const SimKept *kept, bool set,
                     void *arg);
@@ -555,6 +568,15 @@ int sim_sev_device_ioctl(unsigned long request, void *arg);
 int sim_tdx_vm_op(SimVm *vm, struct kvm_tdx_cmd *cmd);
 int sim_tdx_vcpu_op(SimVcpu *vcpu, struct kvm_tdx_cmd *cmd);
 void sim_tdx_free(SimVm *vm);
+
+/* --- vmsa.c --- */
+
+/*
+ * The page that KVM makes of a vCPU's state when an SNP launch is finished.
+ * Returns 0, or -EINVAL.  Takes vcpu->lock.
+ * @features: the guest's, in SEV_FEATURES
+ */
+int sim_vmsa(SimVcpu *vcpu, uint64_t features, uint8_t page[SIM_PAGE]);
 
 /* --- measure.c: launch digests --- */
 

@@ -441,9 +441,352 @@ static void test_snp_cpuid_rejected(void)
     vm_free(&v);
 }
 
+/* --- SNP: the state of vCPUs --- */
+
+static int snp_vcpu(Vm *v, uint64_t id)
+{
+    int fd = call(v->fd, KVM_CREATE_VCPU, (void *)(uintptr_t)id);
+
+    g_assert_cmpint(fd, >=, 0);
+    return fd;
+}
+
+/* What would be measured of it now. */
+static int take_vmsa(int fd, uint64_t features, uint8_t *page)
+{
+    SimFile *file;
+    SimVcpu *vcpu = sim_file_get(fd, SIM_VCPU, &file);
+    int ret = sim_vmsa(vcpu, features, page);
+
+    sim_file_put(file);
+    return ret;
+}
+
+/* The number of @size bytes there; it is zero from now on. */
+static uint64_t take(uint8_t *page, size_t at, size_t size)
+{
+    uint64_t value = 0;
+
+    memcpy(&value, page + at, size);
+    memset(page + at, 0, size);
+    return value;
+}
+
+#define TAKE(type, at, value) \
+    g_assert_cmphex(take(page, at, sizeof(type)), ==, value)
+
+static void assert_zeros(const uint8_t *page)
+{
+    size_t i;
+
+    for (i = 0; i < SIM_PAGE; i++) {
+        g_assert_cmphex(page[i] ? i : 0, ==, 0);
+    }
+}
+
+static void set_msr(int fd, uint32_t index, uint64_t value)
+{
+    struct {
+        struct kvm_msrs head;
+        struct kvm_msr_entry entry;
+    } msrs = {
+        .head.nmsrs = 1,
+        .entry = { .index = index, .data = value },
+    };
+
+    g_assert_cmpint(call(fd, KVM_SET_MSRS, &msrs), ==, 1);
+}
+
+static void take_segment(uint8_t *page, size_t at, uint16_t attributes,
+                         uint64_t n)
+{
+    TAKE(uint16_t, at, n);
+    TAKE(uint16_t, at + 2, attributes);
+    TAKE(uint32_t, at + 4, n + 1);
+    TAKE(uint64_t, at + 8, n << 32);
+}
+
+static void test_vmsa_segments(void)
+{
+#define SEGMENT(n, ...) { .selector = n, .limit = n + 1, \
+                          .base = (uint64_t)(n) << 32, __VA_ARGS__ }
+    static const struct kvm_sregs2 sregs = {
+        .es = SEGMENT(0x10, .type = 0xf),
+        .cs = SEGMENT(0x11, .type = 0x1b, .present = 1, .s = 1, .l = 1),
+        .ss = SEGMENT(0x12, .type = 3, .present = 1, .dpl = 2),
+        .ds = SEGMENT(0x13, .present = 1, .avl = 1),
+        .fs = SEGMENT(0x14, .db = 1),
+        .gs = SEGMENT(0x15, .g = 1),
+        .ldt = SEGMENT(0x16, .type = 2, .present = 1, .unusable = 1),
+        .tr = SEGMENT(0x17, .type = 0xb, .present = 1),
+        .gdt = { .base = 0x18ULL << 32, .limit = 0x19 },
+        .idt = { .base = 0x1aULL << 32, .limit = 0x1b },
+        .cr0 = 0xe0000011,
+        .cr2 = 1,
+        .cr3 = 0x2000,
+        .cr4 = 0x620,
+        .efer = 0x500,
+    };
+    g_autofree uint8_t *page = g_malloc(SIM_PAGE);
+    int vcpu;
+    Vm v;
+
+    snp_started(&v, SNP "g0");
+    vcpu = snp_vcpu(&v, 0);
+    g_assert_cmpint(call(vcpu, KVM_SET_SREGS2, (void *)&sregs), ==, 0);
+    g_assert_cmpint(take_vmsa(vcpu, 1, page), ==, 0);
+    take_segment(page, 0x00, 0x00f, 0x10);
+    take_segment(page, 0x10, 0x29b, 0x11);
+    take_segment(page, 0x20, 0x0c3, 0x12);
+    take_segment(page, 0x30, 0x180, 0x13);
+    take_segment(page, 0x40, 0x400, 0x14);
+    take_segment(page, 0x50, 0x800, 0x15);
+    take_segment(page, 0x70, 0x002, 0x16);
+    take_segment(page, 0x90, 0x08b, 0x17);
+    TAKE(uint64_t, 0x60, 0x19ULL << 32);
+    TAKE(uint64_t, 0x68, 0x18ULL << 32);
+    TAKE(uint64_t, 0x80, 0x1bULL << 32);
+    TAKE(uint64_t, 0x88, 0x1aULL << 32);
+    TAKE(uint8_t, 0xcb, 2);             /* CPL */
+    TAKE(uint64_t, 0xd0, 0x1500);
+    TAKE(uint64_t, 0x148, 0x660);
+    TAKE(uint64_t, 0x150, 0x2000);
+    TAKE(uint64_t, 0x158, 0x80000011);
+    close(vcpu);
+    vm_free(&v);
+}
+
+static void test_vmsa_registers(void)
+{
+    static const struct kvm_regs regs = {
+        .rax = 1, .rbx = 2, .rcx = 3, .rdx = 4, .rsi = 5, .rdi = 6, .rsp = 7,
+        .rbp = 8, .r8 = 9, .r9 = 10, .r10 = 11, .r11 = 12, .r12 = 13,
+        .r13 = 14, .r14 = 15, .r15 = 16, .rip = 17, .rflags = 0x40,
+    };
+    static const struct kvm_debugregs debug = { .dr6 = 0xffff0ff1, .dr7 = 0 };
+    static const struct kvm_xcrs xcrs = {
+        .nr_xcrs = 2,
+        .xcrs = { { .xcr = 1, .value = 9 }, { .xcr = 0, .value = 7 } },
+    };
+    static const struct {
+        uint32_t msr;
+        size_t at;
+    } msrs[] = {
+        { 0xc0000081, 0x200 }, { 0xc0000082, 0x208 }, { 0xc0000083, 0x210 },
+        { 0xc0000084, 0x218 }, { 0xc0000102, 0x220 }, { 0x174, 0x228 },
+        { 0x175, 0x230 }, { 0x176, 0x238 }, { 0x277, 0x268 },
+        { 0x1d9, 0x270 }, { 0xda0, 0x140 },
+    };
+    g_autofree uint8_t *page = g_malloc(SIM_PAGE);
+    size_t i;
+    int vcpu;
+    Vm v;
+
+    snp_started(&v, SNP "g0");
+    vcpu = snp_vcpu(&v, 0);
+    g_assert_cmpint(take_vmsa(vcpu, 0x21, page), ==, 0);
+    /* As after reset, or as a kernel has them. */
+    TAKE(uint16_t, 0x10, 0xf000);
+    TAKE(uint64_t, 0x18, 0xffff0000);
+    TAKE(uint64_t, 0xd0, 0x1000);
+    TAKE(uint64_t, 0x148, 0x40);
+    TAKE(uint64_t, 0x158, 0x10);
+    TAKE(uint64_t, 0x160, 0x400);
+    TAKE(uint64_t, 0x168, 0xffff0ff0);
+    TAKE(uint64_t, 0x170, 2);
+    TAKE(uint64_t, 0x178, 0xfff0);
+    TAKE(uint64_t, 0x268, 0x0007040600070406);
+    TAKE(uint64_t, 0x3b0, 0x21);
+    TAKE(uint64_t, 0x3e8, 1);
+    TAKE(uint32_t, 0x408, 0x1f80);
+    TAKE(uint16_t, 0x410, 0x37f);
+    assert_zeros(page);
+
+    g_assert_cmpint(call(vcpu, KVM_SET_REGS, (void *)&regs), ==, 0);
+    g_assert_cmpint(call(vcpu, KVM_SET_DEBUGREGS, (void *)&debug), ==, 0);
+    g_assert_cmpint(call(vcpu, KVM_SET_XCRS, (void *)&xcrs), ==, 0);
+    for (i = 0; i < G_N_ELEMENTS(msrs); i++) {
+        set_msr(vcpu, msrs[i].msr, 100 + i);
+    }
+    g_assert_cmpint(take_vmsa(vcpu, 1, page), ==, 0);
+    TAKE(uint64_t, 0x160, 0x400);
+    TAKE(uint64_t, 0x168, 0xffff0ff1);
+    TAKE(uint64_t, 0x170, 0x42);
+    TAKE(uint64_t, 0x178, 17);
+    TAKE(uint64_t, 0x1d8, 7);
+    TAKE(uint64_t, 0x1f8, 1);
+    TAKE(uint64_t, 0x308, 3);
+    TAKE(uint64_t, 0x310, 4);
+    TAKE(uint64_t, 0x318, 2);
+    TAKE(uint64_t, 0x328, 8);
+    TAKE(uint64_t, 0x330, 5);
+    TAKE(uint64_t, 0x338, 6);
+    for (i = 0; i < 8; i++) {
+        TAKE(uint64_t, 0x340 + 8 * i, 9 + i);
+    }
+    TAKE(uint64_t, 0x3e8, 7);
+    for (i = 0; i < G_N_ELEMENTS(msrs); i++) {
+        TAKE(uint64_t, msrs[i].at, 100 + i);
+    }
+    close(vcpu);
+    vm_free(&v);
+}
+
+/* Of the area, KVM takes what its XSTATE_BV has. */
+static void test_vmsa_xsave(void)
+{
+    g_autofree uint8_t *area = g_malloc0(SIM_PAGE);
+    g_autofree uint8_t *page = g_malloc(SIM_PAGE);
+    uint64_t bits;
+    size_t i;
+    int vcpu;
+    Vm v;
+
+    snp_started(&v, SNP "g0");
+    vcpu = snp_vcpu(&v, 0);
+    for (i = 0; i < 512; i++) {
+        area[i] = i / 2 + 1;
+    }
+    memset(area + 576, 0xee, 256);
+    for (bits = 0; bits < 8; bits++) {
+        memcpy(area + 512, &bits, sizeof(bits));
+        g_assert_cmpint(call(vcpu, KVM_SET_XSAVE, area), ==, 0);
+        g_assert_cmpint(take_vmsa(vcpu, 1, page), ==, 0);
+        TAKE(uint32_t, 0x408, bits ? 0x0e0e0d0d : 0x1f80);
+        TAKE(uint16_t, 0x410, bits & 1 ? 0x0101 : 0x37f);
+        TAKE(uint16_t, 0x40e, bits & 1 ? 0x0202 : 0);
+        TAKE(uint16_t, 0x40c, bits & 1 ? 0x0303 : 0);
+        TAKE(uint16_t, 0x412, bits & 1 ? 0x0404 : 0);
+        TAKE(uint64_t, 0x418, bits & 1 ? 0x0808070706060505 : 0);
+        TAKE(uint64_t, 0x400, bits & 1 ? 0x0c0c0b0b0a0a0909 : 0);
+        for (i = 0; i < 8; i++) {
+            uint8_t *st = area + 32 + 16 * i;
+
+            g_assert(!(bits & 1) || !memcmp(page + 0x420 + 8 * i, st, 8));
+            g_assert(!(bits & 1) || !memcmp(page + 0x460 + 2 * i, st + 8, 2));
+        }
+        g_assert_cmphex(page[0x421], ==, bits & 1 ? 17 : 0);
+        g_assert_cmphex(page[0x461], ==, bits & 1 ? 21 : 0);
+        g_assert(!(bits & 2) || !memcmp(page + 0x470, area + 160, 256));
+        g_assert_cmphex(page[0x471], ==, bits & 2 ? 81 : 0);
+        g_assert(!(bits & 4) || !memcmp(page + 0x570, area + 576, 256));
+        g_assert_cmphex(page[0x571], ==, bits & 4 ? 0xee : 0);
+    }
+    close(vcpu);
+    vm_free(&v);
+}
+
+/*
+ * d = bytes(48)
+ * for rdx in 11, 22:
+ *     p = bytearray(4096)
+ *     for at, n in ((0x10, 0xf000), (0x18, 0xffff0000), (0xd0, 0x1000),
+ *                   (0x148, 0x40), (0x158, 0x10), (0x160, 0x400),
+ *                   (0x168, 0xffff0ff0), (0x170, 2), (0x178, rdx + 1),
+ *                   (0x268, 0x7040600070406), (0x310, rdx), (0x3b0, 0x21),
+ *                   (0x3e8, 1), (0x408, 0x1f80), (0x410, 0x37f)):
+ *         p[at:at + 8] = n.to_bytes(8, 'little')
+ *     d = sha384(d + sha384(p).digest() + bytes([0x70, 0, 2, 0, 0, 0, 0, 0]) +
+ *                0xfffffffff000.to_bytes(8, 'little')).digest()
+ */
+#define VMSA_DIGEST "94be196acd3e1477984a380bf7494fc7e9bdf928f9eda048" \
+                    "4581ffe517c197e3fb4503a43f20fdc0b19f1f99b38f2da1"
+
+/* vCPUs in the order of their creation, which is not that of their numbers */
+static void vmsas_started(Vm *v, int vcpus[2])
+{
+    int i;
+
+    vm_new(v, KVM_X86_SNP_VM, SNP "g0");
+    g_assert_cmpint(snp_init(v, sim_sev_vmsa_features(), 0, 0), ==, 0);
+    g_assert_cmpint(snp_start(v, POLICY, 0, v->sev), ==, 0);
+    for (i = 0; i < 2; i++) {
+        struct kvm_regs regs = { .rdx = 11 + 11 * i, .rip = 12 + 11 * i };
+
+        vcpus[i] = snp_vcpu(v, 1 - i);
+        g_assert_cmpint(call(vcpus[i], KVM_SET_REGS, &regs), ==, 0);
+    }
+}
+
+static void vmsas_free(Vm *v, int vcpus[2])
+{
+    close(vcpus[0]);
+    close(vcpus[1]);
+    vm_free(v);
+}
+
+static void assert_final(Vm *v, const char *expected)
+{
+    char hex[2 * SIM_DIGEST + 1];
+
+    sim_digest_hex(v->vm->final, hex);
+    g_assert_cmpstr(hex, ==, expected);
+}
+
+static void test_snp_digest_of_vcpus(void)
+{
+    static const char none[2 * SIM_DIGEST + 1] = {
+        [0 ... 2 * SIM_DIGEST - 1] = '0',
+    };
+    int vcpus[2];
+    Vm v;
+
+    vmsas_started(&v, vcpus);
+    g_assert_cmpint(snp_finish(&v, 0), ==, 0);
+    assert_digest(&v, none);
+    assert_final(&v, VMSA_DIGEST);
+    g_assert_cmpint(v.vm->launch_pages, ==, 0);
+    g_assert_cmpint(call(v.fd, KVM_CREATE_VCPU, (void *)2), ==, -EINVAL);
+    vmsas_free(&v, vcpus);
+
+    /* Without vCPUs, there is nothing to add. */
+    snp_started(&v, SNP "g0");
+    g_assert_cmpint(snp_finish(&v, 0), ==, 0);
+    assert_final(&v, none);
+    vm_free(&v);
+}
+
+static void test_snp_breakpoints(void)
+{
+    struct kvm_debugregs debug = { .dr7 = 0x401 };
+    int vcpu;
+    Vm v;
+
+    snp_started(&v, SNP "g0");
+    vcpu = snp_vcpu(&v, 0);
+    g_assert_cmpint(call(vcpu, KVM_SET_DEBUGREGS, &debug), ==, 0);
+    g_assert_cmpint(snp_finish(&v, 0), ==, -EINVAL);
+    g_assert_cmpint(v.vm->launch, ==, SIM_LAUNCH_STARTED);
+    debug.dr7 = 0x400;
+    g_assert_cmpint(call(vcpu, KVM_SET_DEBUGREGS, &debug), ==, 0);
+    g_assert_cmpint(snp_finish(&v, 0), ==, 0);
+    close(vcpu);
+    vm_free(&v);
+}
+
+/* --- SNP: ID blocks --- */
+
+/* The firmware's: digest, names, version at 80, policy at 88 */
+static int finish_with_block(Vm *v, const uint8_t digest[SIM_DIGEST],
+                             uint32_t version, uint64_t policy)
+{
+    uint8_t block[96] = {}, auth[4096] = {};
+    struct kvm_sev_snp_launch_finish args = {
+        .id_block_en = 1,
+        .id_block_uaddr = (uintptr_t)block,
+        .id_auth_uaddr = (uintptr_t)auth,
+    };
+
+    memcpy(block, digest, SIM_DIGEST);
+    memcpy(block + 80, &version, sizeof(version));
+    memcpy(block + 88, &policy, sizeof(policy));
+    return snp(v, KVM_SEV_SNP_LAUNCH_FINISH, &args, v->sev);
+}
+
 static void test_snp_id_block(void)
 {
     struct kvm_sev_snp_launch_finish args = { .id_block_en = 1 };
+    uint8_t digest[SIM_DIGEST];
     Vm v;
 
     snp_started(&v, SNP "g0");
@@ -453,9 +796,40 @@ static void test_snp_id_block(void)
     args.id_auth_uaddr = 8;
     g_assert_cmpint(snp(&v, KVM_SEV_SNP_LAUNCH_FINISH, &args, v.sev), ==,
                     -EFAULT);
-    args.id_auth_uaddr = (uintptr_t)v.source;
-    g_assert_cmpint(snp(&v, KVM_SEV_SNP_LAUNCH_FINISH, &args, v.sev), ==, 0);
+    memcpy(digest, v.vm->digest, SIM_DIGEST);
+    g_assert_cmpint(finish_with_block(&v, digest, 2, POLICY), ==, -EIO);
+    g_assert_cmpint(snp_error, ==, SEV_RET_INVALID_PARAM);
+    g_assert_cmpint(finish_with_block(&v, digest, 1, POLICY | 1), ==, -EIO);
+    g_assert_cmpint(snp_error, ==, SEV_RET_POLICY_FAILURE);
+    digest[SIM_DIGEST - 1] ^= 1;
+    g_assert_cmpint(finish_with_block(&v, digest, 1, POLICY), ==, -EIO);
+    g_assert_cmpint(snp_error, ==, SEV_RET_BAD_MEASUREMENT);
+    g_assert_cmpint(v.vm->launch, ==, SIM_LAUNCH_STARTED);
+    digest[SIM_DIGEST - 1] ^= 1;
+    g_assert_cmpint(finish_with_block(&v, digest, 1, POLICY), ==, 0);
+    g_assert_cmpint(snp_error, ==, SEV_RET_SUCCESS);
+    g_assert_cmpint(v.vm->launch, ==, SIM_LAUNCH_FINISHED);
     vm_free(&v);
+}
+
+static void test_snp_id_block_is_of_the_final_digest(void)
+{
+    uint8_t final[SIM_DIGEST];
+    int vcpus[2];
+    Vm v;
+
+    vmsas_started(&v, vcpus);
+    g_assert_cmpint(finish_with_block(&v, v.vm->digest, 1, POLICY), ==, -EIO);
+    g_assert_cmpint(snp_error, ==, SEV_RET_BAD_MEASUREMENT);
+    assert_final(&v, VMSA_DIGEST);
+    memcpy(final, v.vm->final, SIM_DIGEST);
+    /* The vCPUs' pages were taken: that was the end of this guest. */
+    g_assert_cmpint(finish_with_block(&v, final, 1, POLICY), ==, -EINVAL);
+    vmsas_free(&v, vcpus);
+
+    vmsas_started(&v, vcpus);
+    g_assert_cmpint(finish_with_block(&v, final, 1, POLICY), ==, 0);
+    vmsas_free(&v, vcpus);
 }
 
 static void test_snp_finish_needs_device(void)
@@ -888,7 +1262,15 @@ int main(int argc, char **argv)
         test_snp_shared_or_taken);
     ADD("SNP returns how far it came", test_snp_progress);
     ADD("SNP firmware rejects a CPUID page", test_snp_cpuid_rejected);
-    ADD("SNP ID block is read", test_snp_id_block);
+    ADD("SNP measures segments and control registers", test_vmsa_segments);
+    ADD("SNP measures registers", test_vmsa_registers);
+    ADD("SNP measures what XSTATE_BV has", test_vmsa_xsave);
+    ADD("SNP digest of vCPUs is in the order of creation",
+        test_snp_digest_of_vcpus);
+    ADD("SNP refuses breakpoints", test_snp_breakpoints);
+    ADD("SNP ID block is checked", test_snp_id_block);
+    ADD("SNP ID block is of the final digest",
+        test_snp_id_block_is_of_the_final_digest);
     ADD("SNP finish needs the device of the start",
         test_snp_finish_needs_device);
     ADD("SNP pages not taken have undefined contents", test_snp_scrambles);

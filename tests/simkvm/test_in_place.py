@@ -6,7 +6,9 @@ the platform has to get the same.
 """
 from base64 import b64encode
 from collections import Counter
+import struct
 
+from gmemlab import measure
 from gmemlab.machine import GUEST_MEMFD, MEMFD
 from gmemlab.simkvm import snp
 from test_launch import SPARSE, SnpLaunchTest, TdxLaunchTest, debian, ovmf
@@ -191,7 +193,12 @@ class Snp(Launches, SnpLaunchTest):
                                  confidential=snp(',kernel-hashes=on'))
 
     def test_policy_and_identity(self):
-        block, auth = bytes(range(96)), bytes(range(256)) * 16
+        with open(self.image, 'rb') as f:
+            launch = measure.SnpLaunch(f.read(), vcpus=measure.Vcpus(
+                1, measure.cpu_signature('qemu64')))
+        block = struct.pack('<48s16s16s2IQ', launch.digest(), b'family',
+                            b'image', 1, 2, 0xb0000)
+        auth = bytes(range(256)) * 16
         self.check_passed_on(
             f',policy=0xb0000,id-block={base64(block)},id-auth={base64(auth)},'
             f'author-key-enabled=on,vcek-disabled=on,host-data='

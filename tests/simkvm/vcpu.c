@@ -99,7 +99,46 @@ int sim_kept_access(GHashTable *table, const SimKept *kept, bool set,
     return 0;
 }
 
-/* A local APIC after reset */
+int sim_vcpu_get(SimVcpu *vcpu, unsigned long request, void *state)
+{
+    const SimKept *kept;
+    bool set;
+    int ret;
+
+    if (sim_config.kvm) {
+        return sim_real_ioctl(vcpu->fd, request, state);
+    }
+    kept = sim_kept_find(SIM_VCPU, request, &set);
+    pthread_mutex_lock(&vcpu->lock);
+    ret = sim_kept_access(vcpu->kept, kept, false, state);
+    pthread_mutex_unlock(&vcpu->lock);
+    return ret;
+}
+
+uint64_t sim_vcpu_msr(SimVcpu *vcpu, uint32_t index, uint64_t otherwise)
+{
+    uint64_t *value;
+
+    if (sim_config.kvm) {
+        struct {
+            struct kvm_msrs head;
+            struct kvm_msr_entry entry;
+        } msrs = {
+            .head.nmsrs = 1,
+            .entry.index = index,
+        };
+
+        return sim_real_ioctl(vcpu->fd, KVM_GET_MSRS, &msrs) == 1
+               ? msrs.entry.data : otherwise;
+    }
+    pthread_mutex_lock(&vcpu->lock);
+    value = g_hash_table_lookup(vcpu->msrs, &index);
+    otherwise = value ? *value : otherwise;
+    pthread_mutex_unlock(&vcpu->lock);
+    return otherwise;
+}
+
+/* A vCPU after reset, with its local APIC */
 static void reset_state(SimVcpu *vcpu)
 {
     struct kvm_regs *regs = kept_buffer(vcpu->kept, "KVM_SET_REGS");
@@ -107,6 +146,8 @@ static void reset_state(SimVcpu *vcpu)
     struct kvm_mp_state *mp = kept_buffer(vcpu->kept, "KVM_SET_MP_STATE");
     struct kvm_xcrs *xcrs = kept_buffer(vcpu->kept, "KVM_SET_XCRS");
     struct kvm_lapic_state *lapic = kept_buffer(vcpu->kept, "KVM_SET_LAPIC");
+    struct kvm_debugregs *debug = kept_buffer(vcpu->kept,
+                                              "KVM_SET_DEBUGREGS");
 
     regs->rip = 0xfff0;
     regs->rflags = 2;
@@ -116,6 +157,8 @@ static void reset_state(SimVcpu *vcpu)
     sregs->apic_base = vcpu->id ? 0xfee00800 : 0xfee00900;
     mp->mp_state = vcpu->id && vcpu->vm->irqchip ? KVM_MP_STATE_UNINITIALIZED
                                                  : KVM_MP_STATE_RUNNABLE;
+    debug->dr6 = 0xffff0ff0;
+    debug->dr7 = 0x400;
     xcrs->nr_xcrs = 1;
     xcrs->xcrs[0].value = 1;
     lapic->regs[0x23] = vcpu->id;       /* APIC ID */

@@ -390,6 +390,9 @@ static int create_vcpu(void *object, void *arg)
     if (vm->type == KVM_X86_TDX_VM && vm->launch == SIM_LAUNCH_NONE) {
         return sim_refuse(EIO, "KVM_CREATE_VCPU before KVM_TDX_INIT_VM");
     }
+    if (vm->type == KVM_X86_SNP_VM && vm->launch == SIM_LAUNCH_FINISHED) {
+        return -EINVAL;                 /* it would not be measured */
+    }
     pthread_mutex_lock(&vm->lock);
     for (i = 0; i < vm->vcpus->len; i++) {
         there |= ((SimVcpu *)g_ptr_array_index(vm->vcpus, i))->id == (int)id;
