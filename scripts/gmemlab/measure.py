@@ -20,9 +20,14 @@ from . import LabError
 PAGE = 4096
 CHUNK = 256                     # TDX measures contents in pieces of this size
 TOP = 1 << 32
+LARGEST_IMAGE = 0x11f0000       # the local APIC's page is at 0xfee00000
+LOW_RAM_END = 0xa0000           # the VGA window and ROMs, up to:
+HIGH_RAM = 0x100000
+MOST_SECTIONS = 1024
 
 TABLE_FOOTER = uuid.UUID('96b582de-1fb2-45f7-baea-a366c55a082d')
 SEV_METADATA = uuid.UUID('dc886566-984a-4798-a75e-5585a7bf67cc')
+SEV_ES_RESET_BLOCK = uuid.UUID('00f771de-1a7e-4fcb-890e-68c77e2fb44e')
 SEV_HASH_TABLE = uuid.UUID('7255371f-3a3b-4b04-927b-1da6efa8d454')
 TDX_METADATA = uuid.UUID('e47a6535-984a-4798-865e-4685a7bf8ec2')
 
@@ -53,6 +58,9 @@ class Firmware:
         if not image or len(image) % (64 << 10):
             raise LabError(f'the firmware has {len(image)} bytes, which is '
                            'not a multiple of 64 KiB')
+        if len(image) > LARGEST_IMAGE:
+            raise LabError(f'the firmware has {len(image):#x} bytes; there '
+                           f'is room for {LARGEST_IMAGE:#x}')
         self.image = image
         self.gpa = TOP - len(image)
         self._entries = self._table()
@@ -94,42 +102,74 @@ class Firmware:
         return struct.unpack(layout, data)
 
     def metadata(self, guid, signature, layout):
-        """The list that an entry leads to: a list of tuples of numbers."""
+        """The list that an entry leads to.
+
+        Returns the length that it gives for itself, the distance of its
+        start from the image's end, and a list of tuples of numbers.
+        """
         name = signature.decode()
         entry = self.entry(guid, '<I')
         if not entry:
             raise LabError(f'the firmware has no {name} metadata')
-        at = len(self.image) - entry[0]
-        if at < 0 or entry[0] < 16 or \
-                self.image[at:at + 4] != signature:
+        offset, = entry
+        at = len(self.image) - offset
+        if offset < 16 or at < 0 or self.image[at:at + 4] != signature:
             raise LabError(f"the firmware's {name} metadata is not where its "
-                           f'table says: {entry[0]} bytes before the end')
+                           f'table says: {offset} bytes before the end')
         length, version, count = struct.unpack_from('<3I', self.image, at + 4)
         if version != 1:
             raise LabError(f"the firmware's {name} metadata has the unknown "
                            f'version {version}')
+        if count > MOST_SECTIONS:
+            raise LabError(f"the firmware's {name} metadata has {count} "
+                           f'sections, more than {MOST_SECTIONS}')
         used = 16 + count * struct.calcsize(layout)
-        if not used <= length <= entry[0]:
+        if not used <= length <= offset:
             raise LabError(f"the firmware's {name} metadata has {count} "
                            f'sections in {length} bytes')
-        return list(struct.iter_unpack(
+        return length, offset, list(struct.iter_unpack(
             layout, self.image[at + 16:at + used]))
 
+    def in_ram(self, gpa, size):
+        """Is all of it in memory that every guest has, given enough of it?"""
+        return (gpa + size <= LOW_RAM_END or
+                HIGH_RAM <= gpa <= gpa + size <= self.gpa)
 
-def check_range(name, gpa, size):
-    """Pages can be added there."""
-    if gpa % PAGE or size % PAGE or not size or gpa + size > TOP:
-        raise LabError(f"the firmware's section {name} at {gpa:#x} with "
-                       f'{size:#x} bytes is not whole pages below 4 GiB')
+    def in_image(self, gpa, size):
+        """Is all of it in the image's place?"""
+        return self.gpa <= gpa <= gpa + size <= TOP
 
 
-def check_overlaps(ranges):
+class Section:
+    """A section of the firmware's metadata.
+
+    @number: its place in the list, from 0
+    """
+
+    def __init__(self, number, name, gpa, size):
+        self.label = f'section {number} ({name})'
+        self.gpa, self.size = gpa, size
+
+    def refuse(self, what):
+        """Raises an error that names the section."""
+        raise LabError(f"the firmware's {self.label}, {self.size:#x} bytes "
+                       f'at {self.gpa:#x}: {what}')
+
+    def check_pages(self):
+        """It is whole pages, and at least one."""
+        if not self.size:
+            self.refuse('it is empty')
+        if self.gpa % PAGE or self.size % PAGE:
+            self.refuse('these are not whole pages')
+
+
+def check_overlaps(sections):
     """No page is added twice."""
     last = None
-    for this in sorted(ranges, key=lambda r: r.gpa):
+    for this in sorted(sections, key=lambda s: s.gpa):
         if last and this.gpa < last.gpa + last.size:
-            raise LabError(f'{last.name} at {last.gpa:#x} and {this.name} at '
-                           f'{this.gpa:#x} overlap')
+            this.refuse(f'it overlaps {last.label}, {last.size:#x} bytes at '
+                        f'{last.gpa:#x}')
         last = this
 
 
@@ -140,7 +180,6 @@ class Launch:
     """
 
     def __init__(self, ranges):
-        check_overlaps(ranges)
         self.ranges = ranges
 
     def steps(self):
@@ -190,32 +229,47 @@ class SnpLaunch(Launch):
     def __init__(self, image, hashes=None):
         firmware = Firmware(image)
         ranges = [Range('firmware', firmware.gpa, len(image), 'normal', image)]
-        for gpa, size, number in firmware.metadata(SEV_METADATA, b'ASEV',
-                                                   '<3I'):
+        sections = []
+        reset, = firmware.entry(SEV_ES_RESET_BLOCK, '<I') or (0,)
+        if not reset:
+            raise LabError('the firmware has no SEV-ES reset block: there is '
+                           'no address where vCPUs start')
+        length, offset, numbers = firmware.metadata(SEV_METADATA, b'ASEV',
+                                                    '<3I')
+        if length > len(image) - offset:
+            # QEMU does not find it there.
+            raise LabError(f"the firmware's ASEV metadata of {length} bytes "
+                           f'is only {len(image) - offset} bytes from the '
+                           "start of the image")
+        for n, (gpa, size, number) in enumerate(numbers):
             name, kind = SEV_SECTIONS.get(number, (f'type {number}', 'zero'))
-            check_range(name, gpa, size)
+            section = Section(n, name, gpa, size)
+            section.check_pages()
+            if not firmware.in_ram(gpa, size):
+                section.refuse('that is not in RAM below 4 GiB')
             data = None
             if number == SEV_KERNEL_HASHES and hashes:
                 kind = 'normal'
-                data = self._hashes_page(firmware, gpa, hashes)
+                data = self._hashes_page(firmware, section, hashes)
                 data += bytes(size - len(data))
+            sections.append(section)
             ranges.append(Range(name, gpa, size, kind, data))
         if hashes and not any(r.name == 'KERNEL_HASHES' for r in ranges):
             raise LabError('the firmware has no section for hashes of a '
                            'kernel: they would not be measured')
+        check_overlaps(sections)
         super().__init__(ranges)
 
     @staticmethod
-    def _hashes_page(firmware, gpa, hashes):
+    def _hashes_page(firmware, section, hashes):
         base, size = firmware.entry(SEV_HASH_TABLE, '<2I') or (0, 0)
         if not base or size < len(hashes):
-            raise LabError('the firmware has no place for hashes of a kernel '
+            section.refuse('the firmware has no place for hashes of a kernel '
                            f'(address {base:#x}, {size} bytes)')
-        if not gpa <= base <= gpa + PAGE - len(hashes):
-            raise LabError(f'hashes of a kernel at {base:#x} are not in the '
-                           f"first page of the firmware's section for them, "
-                           f'{gpa:#x}')
-        page = bytes(base - gpa) + hashes
+        if not section.gpa <= base <= section.gpa + PAGE - len(hashes):
+            section.refuse(f'the hashes of a kernel, {len(hashes)} bytes at '
+                           f'{base:#x}, are not in its first page')
+        page = bytes(base - section.gpa) + hashes
         return page + bytes(PAGE - len(page))
 
     def steps(self):
@@ -234,6 +288,8 @@ class SnpLaunch(Launch):
 TDX_BFV, TDX_CFV, TDX_HOB, TDX_TEMP_MEM = range(4)
 TDX_SECTIONS = ('BFV', 'CFV', 'TD_HOB', 'TEMP_MEM')
 TDX_MR_EXTEND = 1
+# A TD_HOB is a head with an end, and an entry for each area of memory.
+HOB_HEAD, HOB_AREA = 64, 48
 
 
 class TdxLaunch(Launch):
@@ -244,36 +300,71 @@ class TdxLaunch(Launch):
     """
 
     def __init__(self, image):
-        ranges = []
-        sections = Firmware(image).metadata(TDX_METADATA, b'TDVF', '<2I2Q2I')
-        for offset, used, gpa, size, number, attributes in sections:
-            if number >= len(TDX_SECTIONS):
-                raise LabError('the firmware has a TDVF section of the '
-                               f'unknown type {number}')
-            name = TDX_SECTIONS[number]
-            check_range(name, gpa, size)
+        firmware = Firmware(image)
+        ranges, sections = [], []
+        length, _, numbers = firmware.metadata(TDX_METADATA, b'TDVF',
+                                               '<2I2Q2I')
+        if length != 16 + 32 * len(numbers) or len(numbers) < 2:
+            raise LabError(f"the firmware's TDVF metadata has {len(numbers)} "
+                           f'sections in {length} bytes')
+        for n, (offset, used, gpa, size, number, attributes) in \
+                enumerate(numbers):
+            name = dict(enumerate(TDX_SECTIONS)).get(number, f'type {number}')
+            section = Section(n, name, gpa, size)
+            if name not in TDX_SECTIONS:
+                section.refuse('the type is unknown')
+            section.check_pages()
             measured = attributes & TDX_MR_EXTEND
-            # The whole size is added, even if less of it has contents.
             if number in (TDX_BFV, TDX_CFV):
-                if not 0 < used <= size or offset % PAGE or \
-                        offset + size > len(image):
-                    raise LabError(f"the firmware's section {name} is not in "
-                                   f'its image: {used:#x} bytes at '
-                                   f'{offset:#x} for {size:#x}')
-                data = image[offset:offset + size]
-            elif used:
-                raise LabError(f"the firmware's section {name} has {used:#x} "
-                               'bytes in the image')
-            elif number == TDX_HOB and measured:
-                raise LabError('the firmware wants its TD_HOB measured, which '
-                               "depends on the guest's memory")
+                data = self._contents(firmware, section, offset, used)
+                if number == TDX_BFV and not any(data):
+                    section.refuse('all of it is zeros')
             else:
+                self._check_memory(firmware, section, used)
                 data = bytes(size)
+            if number == TDX_HOB and measured:
+                section.refuse('it is measured, but its contents depend on '
+                               "the guest's memory")
+            sections.append(section)
             ranges.append(Range(name, gpa, size, 'measured', data) if measured
                           else Range(name, gpa, size, 'added', None))
-        if [r.name for r in ranges].count('TD_HOB') != 1:
-            raise LabError('the firmware has not exactly one TD_HOB section')
+        self._check_hob(ranges, sections)
+        check_overlaps(sections)
         super().__init__(ranges)
+
+    @staticmethod
+    def _contents(firmware, section, offset, used):
+        """What a BFV or CFV has in memory: of its whole size there."""
+        if not 0 < used <= section.size or offset % PAGE or \
+                offset + section.size > len(firmware.image):
+            section.refuse(f'it is not in the image: {used:#x} bytes at '
+                           f'offset {offset:#x}')
+        if not (firmware.in_ram(section.gpa, section.size) or
+                firmware.in_image(section.gpa, section.size)):
+            section.refuse('that is neither in RAM below 4 GiB nor in the '
+                           "image's place")
+        return firmware.image[offset:offset + section.size]
+
+    @staticmethod
+    def _check_memory(firmware, section, used):
+        if used:
+            section.refuse(f'it has {used:#x} bytes in the image')
+        if not firmware.in_ram(section.gpa, section.size):
+            section.refuse('that is not in RAM below 4 GiB')
+
+    @staticmethod
+    def _check_hob(ranges, sections):
+        names = [r.name for r in ranges]
+        if names.count('TD_HOB') != 1:
+            raise LabError(f"the firmware has {names.count('TD_HOB')} TD_HOB "
+                           'sections, not exactly one')
+        # Each of them may split an area of RAM in three.
+        memory = names.count('TD_HOB') + names.count('TEMP_MEM')
+        needed = HOB_HEAD + HOB_AREA * (2 + 2 * memory)
+        hob = sections[names.index('TD_HOB')]
+        if hob.size < needed:
+            hob.refuse(f'it needs {needed:#x} bytes for a list of the '
+                       "guest's memory")
 
     def steps(self):
         mrtd = hashlib.sha384()

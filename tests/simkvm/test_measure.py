@@ -20,6 +20,7 @@ ZEROS = bytes(4096)
 # GUIDs as bytes, in the order in which they are in memory.
 FOOTER = 'de82b596b21ff745baeaa366c55a082d'
 SEV_METADATA = '666588dc4a989847a75e5585a7bf67cc'
+SEV_ES_RESET = 'de71f7007e1acb4f890e68c77e2fb44e'
 SEV_HASH_TABLE = '1f3755723b3a044b927b1da6efa8d454'
 TDX_METADATA = '35657ae44a989847865e4685a7bf8ec2'
 
@@ -57,9 +58,12 @@ def sev_metadata(*sections):
         b''.join(number(n) for section in sections for n in section)
 
 
+RESET = entry(SEV_ES_RESET, number(0xfffff004))
+
+
 def sev_image(*sections, hashes=b''):
     """Firmware with SEV metadata, and perhaps another entry."""
-    return image(table(hashes, entry(SEV_METADATA, number(0x800))),
+    return image(table(hashes, RESET, entry(SEV_METADATA, number(0x800))),
                  sev_metadata(*sections))
 
 
@@ -112,8 +116,8 @@ class Snp(unittest.TestCase):
         # By dd, printf and sha384sum.
         self.assertEqual(
             measure.SnpLaunch(sev_image((0x1000, 0x1000, 3))).digest().hex(),
-            '956619274684286818f9266e825f86ab6c35bc3616f658a4'
-            '8e02af733451c9223836611398ad29105a49fcc4d6baf078')
+            '28934ddf5dd62d0228244c4f5793b12d7810304ff1aa641f'
+            'c7b3fa2ad08495694d6d7a3729f2603522078f84c646ac08')
 
     def test_the_last_bytes_count(self):
         one = sev_image((0x1000, 0x1000, 3))
@@ -125,7 +129,7 @@ class Snp(unittest.TestCase):
     def test_metadata_may_be_longer_than_its_sections(self):
         plain = sev_metadata((0x1000, 0x1000, 3))
         longer = plain[:4] + number(len(plain) + 12) + plain[8:]
-        data = image(table(entry(SEV_METADATA, number(0x800))), longer)
+        data = image(table(RESET, entry(SEV_METADATA, number(0x800))), longer)
         self.assertEqual(measure.SnpLaunch(data).digest(),
                          snp_page(snp_firmware(data), 6, 0x1000))
 
@@ -180,6 +184,9 @@ class KernelHashes(unittest.TestCase):
         for area in (b'', entry(SEV_HASH_TABLE, bytes(8)),
                      entry(SEV_HASH_TABLE, number(0x5000) + number(175))):
             self.check_refused(area, section, 'no place for hashes')
+        self.check_refused(
+            entry(SEV_HASH_TABLE, number(0) + number(0x400)),
+            [(0, 0x1000, 0x10)], 'no place for hashes')
         self.check_refused(entry(SEV_HASH_TABLE, bytes(7)), section,
                            'has 7 bytes of data')
 
@@ -187,17 +194,24 @@ class KernelHashes(unittest.TestCase):
         for base in 0x4fff, 0x5f51, 0x6000:
             self.check_refused(
                 entry(SEV_HASH_TABLE, number(base) + number(0x400)),
-                [(0x5000, 0x2000, 0x10)], 'not in the first page')
+                [(0x5000, 0x2000, 0x10)],
+                rf'section 0 \(KERNEL_HASHES\).* 176 bytes at {base:#x}, are '
+                'not in its first page')
+
+    def test_every_section_for_them_has_their_place(self):
+        self.check_refused(self.AREA, [(0x5000, 0x1000, 0x10),
+                                       (0x8000, 0x1000, 0x10)],
+                           r'section 1 \(KERNEL_HASHES\).* first page')
 
 
-def tdx_image(*sections, length=None):
+def tdx_image(*sections, length=None, distance=0x800):
     """@sections: (offset, bytes there, gpa, size, type, attributes)"""
     metadata = b'TDVF' + number(length or 16 + 32 * len(sections)) + \
         number(1) + number(len(sections))
     for offset, used, gpa, size, kind, attributes in sections:
         metadata += number(offset) + number(used) + number(gpa, 8) + \
             number(size, 8) + number(kind) + number(attributes)
-    return image(table(entry(TDX_METADATA, number(0x800))), metadata)
+    return image(table(entry(TDX_METADATA, number(distance))), metadata)
 
 
 def tdx_add(gpa):
@@ -269,34 +283,84 @@ class Tdx(unittest.TestCase):
             measure.TdxLaunch(tdx_image(*sections, **kwargs))
 
     def test_bad_sections(self):
-        temp = (0, 0, 0x8000, 0x1000, 3, 0)
         for reason, bad in (
-                ('BFV is not in its image',
-                 (0xf000, 0x2000, 0xffffe000, 0x2000, 0, 1)),
-                ('BFV is not in its image',
-                 (0xe800, 0x1000, 0xffffe000, 0x1000, 0, 1)),
-                ('BFV is not in its image',
-                 (0xe000, 0x1001, 0xffffe000, 0x1000, 0, 1)),
-                ('CFV is not in its image',
-                 (0xe000, 0, 0xffffe000, 0x1000, 1, 0)),
-                ('TEMP_MEM has 0x10 bytes', (0, 16, *temp[2:])),
-                ('unknown type 4', (*temp[:4], 4, 0)),
-                ('TEMP_MEM at 0x8800', (0, 0, 0x8800, 0x1000, 3, 0)),
+                ('BFV.* not in the image: 0x2000 bytes at offset 0xf000',
+                 (0xf000, 0x2000, 0xffffc000, 0x2000, 0, 1)),
+                ('BFV.* not in the image',
+                 (0xe800, 0x1000, 0xffffd000, 0x1000, 0, 1)),
+                ('BFV.* not in the image: 0x1001 bytes',
+                 (0xe000, 0x1001, 0xffffd000, 0x1000, 0, 1)),
+                ('CFV.* not in the image: 0x0 bytes',
+                 (0xe000, 0, 0xffffd000, 0x1000, 1, 0)),
+                ('TEMP_MEM.* it has 0x10 bytes in the image',
+                 (0, 16, 0x8000, 0x1000, 3, 0)),
+                ('type 4.* unknown', (0, 0, 0x8000, 0x1000, 4, 0)),
+                ('TEMP_MEM.* 0x1000 bytes at 0x8800: .*not whole pages',
+                 (0, 0, 0x8800, 0x1000, 3, 0)),
                 ('not whole pages', (0, 0, 0x8000, 0x800, 3, 0)),
-                ('not whole pages', (0, 0, 0x8000, 0, 3, 0)),
-                ('below 4 GiB', (0, 0, 1 << 32, 0x1000, 3, 0)),
-                ('TD_HOB at 0x9000 and TEMP_MEM at 0xa000 overlap',
+                ('it is empty', (0, 0, 0x8000, 0, 3, 0)),
+                ('not in RAM', (0, 0, 1 << 32, 0x1000, 3, 0)),
+                ('not in RAM',
+                 (0, 0, (1 << 64) - 0x1000, 0x1000, 3, 0)),
+                (r'it overlaps section 1 \(TD_HOB\), 0x2000 bytes at 0x9000',
                  (0, 0, 0xa000, 0x1000, 3, 0))):
-            self.check_refused(reason, BFV, (*HOB[:3], 0x2000, 2, 0), bad)
+            self.check_refused(r'section 2 \(.*' + reason, BFV,
+                               (*HOB[:3], 0x2000, 2, 0), bad)
+
+    def test_places_in_ram(self):
+        # Below the VGA window, and from 1 MiB up to the image
+        for gpa in 0, 0x9f000, 0x100000, 0xfffef000:
+            measure.TdxLaunch(tdx_image(BFV, HOB, (0, 0, gpa, 0x1000, 3, 0)))
+            measure.TdxLaunch(tdx_image(
+                BFV, HOB, (0xe000, 0x1000, gpa, 0x1000, 0, 1)))
+        for gpa in 0xa0000, 0xff000, 0xffff0000:
+            self.check_refused('not in RAM', BFV, HOB,
+                               (0, 0, gpa, 0x1000, 3, 0))
+        for gpa in 0x9f000, 0xff000, 0xfffef000:
+            self.check_refused('not in RAM', BFV, HOB,
+                               (0, 0, gpa, 0x2000, 3, 0))
+        for gpa in 0x9f000, 0xff000, 0xfffef000, 0xfffff000:
+            self.check_refused('neither in RAM .* nor in the image', HOB,
+                               (0xe000, 0x2000, gpa, 0x2000, 1, 0))
+
+    def test_contents_that_are_zeros(self):
+        data = bytearray(tdx_image(BFV, HOB, (
+            0x1000, 0x1000, 0xffff1000, 0x1000, 1, 1)))
+        data[0x1000:0x2000] = ZEROS
+        measure.TdxLaunch(bytes(data))
+        data = bytearray(tdx_image((0, 1, 0xffff0000, 0x2000, 0, 1), HOB))
+        data[:0x1fff] = bytes(0x1fff)
+        measure.TdxLaunch(bytes(data))
+        data[0x1fff] = 0
+        with self.assertRaisesRegex(LabError, r'section 0 \(BFV\).* zeros'):
+            measure.TdxLaunch(bytes(data))
 
     def test_one_hob_that_is_not_measured(self):
-        self.check_refused('exactly one TD_HOB', BFV)
-        self.check_refused('exactly one TD_HOB', BFV, HOB,
+        self.check_refused('0 TD_HOB sections, not exactly one', BFV,
+                           (0, 0, 0xa000, 0x1000, 3, 0))
+        self.check_refused('2 TD_HOB sections', BFV, HOB,
                            (0, 0, 0xa000, 0x1000, 2, 0))
-        self.check_refused('TD_HOB measured', BFV, (*HOB[:5], 1))
+        self.check_refused(r'section 1 \(TD_HOB\).* is measured', BFV,
+                           (*HOB[:5], 1))
 
-    def test_length_that_is_too_small(self):
-        self.check_refused('2 sections in 79 bytes', BFV, HOB, length=79)
+    def test_a_hob_that_is_too_small(self):
+        # 64 bytes, and 48 for each area: 2, and 2 more for each section
+        temp = [(0, 0, 0x100000 + n * 0x1000, 0x1000, 3, 0)
+                for n in range(41)]
+        measure.TdxLaunch(tdx_image(BFV, HOB, *temp[:40]))
+        self.check_refused(r'section 1 \(TD_HOB\), 0x1000 bytes at 0x9000: '
+                           'it needs 0x1060 bytes', BFV, HOB, *temp)
+
+    def test_length_of_the_metadata(self):
+        for length in 79, 81:
+            self.check_refused(f'2 sections in {length} bytes', BFV, HOB,
+                               length=length)
+        self.check_refused('1 sections in 48 bytes', HOB)
+        self.check_refused('not where', BFV, HOB, distance=0x801)
+
+    def test_metadata_at_the_start_of_the_image(self):
+        data = tdx_image(BFV, HOB, distance=SIZE)
+        measure.TdxLaunch(data[-0x800:-0x7b0] + data[80:])
 
 
 class BrokenTables(unittest.TestCase):
@@ -304,27 +368,39 @@ class BrokenTables(unittest.TestCase):
 
     METADATA = sev_metadata((0x1000, 0x1000, 3))
     ENTRY = entry(SEV_METADATA, number(0x800))
+    ENTRIES = RESET + ENTRY
 
     def check(self, reason, data):
         with self.assertRaisesRegex(LabError, reason):
             measure.SnpLaunch(data)
 
     def check_metadata(self, reason, metadata):
-        self.check(reason, image(table(self.ENTRY), metadata))
+        self.check(reason, image(table(self.ENTRIES), metadata))
 
     def test_size(self):
         good = sev_image((0x1000, 0x1000, 3))
         measure.SnpLaunch(good)
         for data in b'', good[1:], good + bytes(4096):
             self.check('not a multiple of 64 KiB', data)
+        large = bytes(0x11e0000) + good
+        measure.SnpLaunch(large)
+        self.check('0x1200000 bytes; there is room for 0x11f0000',
+                   bytes(SIZE) + large)
 
     def test_no_table(self):
         self.check('no table of GUIDs', bytes(SIZE))
 
     def test_no_entry(self):
-        self.check('no ASEV metadata', image(table()))
+        self.check('no ASEV metadata', image(table(RESET)))
         with self.assertRaisesRegex(LabError, 'no TDVF metadata'):
-            measure.TdxLaunch(image(table(self.ENTRY), self.METADATA))
+            measure.TdxLaunch(image(table(self.ENTRIES), self.METADATA))
+
+    def test_no_reset_address(self):
+        for reset in b'', entry(SEV_ES_RESET, number(0)):
+            self.check('no SEV-ES reset block',
+                       image(table(reset, self.ENTRY), self.METADATA))
+        self.check('has 3 bytes of data', image(
+            table(entry(SEV_ES_RESET, b'123'), self.ENTRY), self.METADATA))
 
     def test_length_of_the_table(self):
         for length in 0, 17, SIZE - 31:
@@ -341,12 +417,25 @@ class BrokenTables(unittest.TestCase):
 
     def test_data_of_an_entry(self):
         self.check('has 3 bytes of data',
-                   image(table(entry(SEV_METADATA, b'123'))))
+                   image(table(RESET, entry(SEV_METADATA, b'123'))))
+
+    def test_the_first_entry_from_the_end_counts(self):
+        measure.SnpLaunch(image(table(
+            entry(SEV_ES_RESET, b''), entry(SEV_METADATA, b''), self.ENTRIES),
+            self.METADATA))
+        self.check('has 0 bytes of data', image(table(
+            self.ENTRIES, entry(SEV_METADATA, b'')), self.METADATA))
 
     def test_offset_of_the_metadata(self):
         for offset in 0, 15, 0x7ff, SIZE + 1, 0xffffffff:
             self.check(f'says: {offset} bytes before the end', image(
-                table(entry(SEV_METADATA, number(offset))), self.METADATA))
+                table(RESET, entry(SEV_METADATA, number(offset))),
+                self.METADATA))
+
+    def test_metadata_at_the_end_of_the_image(self):
+        data = image(table(RESET, entry(SEV_METADATA, number(15))))
+        self.check('says: 15 bytes before the end',
+                   data[:-15] + b'ASEV' + data[-11:])
 
     def test_head_of_the_metadata(self):
         good = self.METADATA
@@ -359,13 +448,46 @@ class BrokenTables(unittest.TestCase):
                             good[:8] + number(2) + good[12:])
         self.check_metadata('3 sections in 28 bytes',
                             good[:12] + number(3) + good[16:])
+        self.check_metadata('1025 sections, more than 1024',
+                            good[:12] + number(1025) + good[16:])
+
+    def test_metadata_too_near_to_the_start_of_the_image(self):
+        tables = table(RESET, entry(SEV_METADATA, number(SIZE - 28)))
+        data = image(tables)
+        measure.SnpLaunch(data[:28] + self.METADATA + data[56:])
+        tables = table(RESET, entry(SEV_METADATA, number(SIZE - 27)))
+        data = image(tables)
+        self.check('28 bytes is only 27 bytes from the start',
+                   data[:27] + self.METADATA + data[55:])
 
     def test_sections(self):
-        for section in ((0x1001, 0x1000, 1), (0x1000, 0xfff, 1),
-                        (0x1000, 0, 1), (0xfffff000, 0x2000, 1)):
-            self.check('not whole pages below 4 GiB', sev_image(section))
-        self.check('firmware at 0xffff0000 and SEC_MEM at 0xffff1000 overlap',
-                   sev_image((0xffff1000, 0x1000, 1)))
+        good = (0x9000, 0x1000, 2)
+        for reason, section in (
+                ('0x1000 bytes at 0x1001: these are not whole pages',
+                 (0x1001, 0x1000, 1)),
+                ('not whole pages', (0x1000, 0xfff, 1)),
+                ('it is empty', (0x1000, 0, 1)),
+                (r'it overlaps section 0 \(SECRETS\), 0x1000 bytes at '
+                 '0x9000', (0x9000, 0x1000, 1))):
+            self.check(r'section 1 \(SEC_MEM\).*' + reason,
+                       sev_image(good, section))
+        # The section that starts later is the one that overlaps.
+        self.check(r'section 0 \(SECRETS\).* overlaps section 1 \(SEC_MEM\)',
+                   sev_image(good, (0x8000, 0x2000, 1)))
+
+    def test_places_in_ram(self):
+        for gpa in 0, 0x9f000, 0x100000, 0xfffef000:
+            measure.SnpLaunch(sev_image((gpa, 0x1000, 1)))
+        for gpa in 0xa0000, 0xff000, 0xffff0000, 0xfffff000:
+            self.check(r'section 0 \(SEC_MEM\).* not in RAM',
+                       sev_image((gpa, 0x1000, 1)))
+        for gpa in 0x9f000, 0xff000, 0xfffef000, 0xfffff000:
+            self.check('not in RAM', sev_image((gpa, 0x2000, 1)))
+
+    def test_an_unknown_type_is_zeros(self):
+        data = sev_image((0x5000, 0x1000, 99))
+        self.assertEqual(measure.SnpLaunch(data).digest(),
+                         snp_page(snp_firmware(data), 3, 0x5000))
 
 
 class Tool(unittest.TestCase):
