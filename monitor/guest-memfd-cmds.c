@@ -7,9 +7,12 @@
 #include "hw/core/boards.h"
 #include "monitor/hmp.h"
 #include "monitor/monitor.h"
+#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-guest-memfd.h"
+#include "qapi/qapi-visit-guest-memfd.h"
 #include "qemu/cutils.h"
+#include "qemu/datadir.h"
 #include "qemu/lockable.h"
 #include "qemu/module.h"
 #include "gmem/accel/kvm/guest-memfd.h"
@@ -140,13 +143,9 @@ LaunchMeasurement *qmp_query_launch_measurement(Error **errp)
 {
     const LaunchMeasurement *m = guest_memfd_launch_measurement();
     ConfidentialGuestSupport *cgs = current_machine->cgs;
-    LaunchMeasurement *copy;
 
     if (m) {
-        copy = g_new0(LaunchMeasurement, 1);
-        copy->type = m->type;
-        copy->digest = g_strdup(m->digest);
-        return copy;
+        return QAPI_CLONE(LaunchMeasurement, m);
     }
     if (!cgs) {
         error_setg(errp, "This is not a confidential guest, so nothing is "
@@ -249,6 +248,69 @@ static void hmp_info_guest_memfd(Monitor *mon, const QDict *qdict)
     print_launch(mon, info->launch);
 }
 
+static void print_option(Monitor *mon, const char *option, const char *value)
+{
+    g_autofree char *quoted = g_shell_quote(value);
+
+    monitor_printf(mon, " %s %s", option, quoted);
+}
+
+/* Where the firmware is, as a verifier's tool needs it; -L counts. */
+static char *firmware_file(void)
+{
+    const char *name = current_machine->firmware;
+
+    return name ? qemu_find_file(QEMU_FILE_TYPE_BIOS, name) : NULL;
+}
+
+/* Options that sev-snp-measure and scripts/launch-digest have in common */
+static void print_sev_snp(Monitor *mon, const LaunchMeasurementSevSnp *snp)
+{
+    const MachineState *ms = current_machine;
+    g_autofree char *firmware = firmware_file();
+
+    monitor_printf(mon, "sev-snp launch digest, as in the attestation "
+                   "report: %s\n", snp->digest_after_vmsas);
+    monitor_printf(mon, "before the vCPUs' VMSAs: %s\n",
+                   snp->digest_before_vmsas);
+    monitor_printf(mon, "policy: 0x%" PRIx64 "\n", snp->policy);
+    if (!firmware) {
+        monitor_printf(mon, "vcpus: %u, vcpu-sig: 0x%x, guest-features: 0x%"
+                       PRIx64 "; memory as an IGVM file has it\n", snp->vcpus,
+                       snp->vcpu_signature, snp->guest_features);
+        return;
+    }
+    monitor_printf(mon, "to compute it: sev-snp-measure --mode snp "
+                   "--vcpus %u --vcpu-sig 0x%x --guest-features 0x%" PRIx64,
+                   snp->vcpus, snp->vcpu_signature, snp->guest_features);
+    print_option(mon, "--ovmf", firmware);
+    if (object_property_get_bool(OBJECT(ms->cgs), "kernel-hashes", NULL)) {
+        print_option(mon, "--kernel", ms->kernel_filename);
+        if (ms->initrd_filename) {
+            print_option(mon, "--initrd", ms->initrd_filename);
+        }
+        if (ms->kernel_cmdline && *ms->kernel_cmdline) {
+            print_option(mon, "--append", ms->kernel_cmdline);
+        }
+    }
+    monitor_printf(mon, "\n");
+}
+
+static void print_tdx(Monitor *mon, const LaunchMeasurementTdx *tdx)
+{
+    g_autofree char *firmware = firmware_file();
+
+    monitor_printf(mon, "tdx MRTD: %s\n", tdx->mrtd);
+    monitor_printf(mon, "MRCONFIGID: %s\n", tdx->mrconfigid);
+    monitor_printf(mon, "MROWNER: %s\n", tdx->mrowner);
+    monitor_printf(mon, "MROWNERCONFIG: %s\n", tdx->mrownerconfig);
+    if (firmware) {
+        monitor_printf(mon, "to compute MRTD: launch-digest tdx");
+        print_option(mon, "--ovmf", firmware);
+        monitor_printf(mon, "\n");
+    }
+}
+
 static void hmp_info_launch_measurement(Monitor *mon, const QDict *qdict)
 {
     Error *err = NULL;
@@ -257,9 +319,11 @@ static void hmp_info_launch_measurement(Monitor *mon, const QDict *qdict)
     if (hmp_handle_error(mon, err)) {
         return;
     }
-    monitor_printf(mon, "%s: %s%s\n", LaunchMeasurementType_str(m->type),
-                   m->digest, m->type == LAUNCH_MEASUREMENT_TYPE_SEV_SNP ?
-                   " (before the vCPUs' VMSAs)" : "");
+    if (m->type == LAUNCH_MEASUREMENT_TYPE_SEV_SNP) {
+        print_sev_snp(mon, &m->u.sev_snp);
+    } else {
+        print_tdx(mon, &m->u.tdx);
+    }
 }
 
 static void guest_memfd_register_hmp(void)

@@ -46,15 +46,14 @@ char *guest_memfd_launch_hex(const uint8_t digest[GUEST_MEMFD_DIGEST])
     return g_string_free(hex, false);
 }
 
-void guest_memfd_launch_measured(LaunchMeasurementType type,
-                                 const uint8_t digest[GUEST_MEMFD_DIGEST])
+void guest_memfd_launch_measured(LaunchMeasurement *m)
 {
     assert(!measurement);
-    measurement = g_new0(LaunchMeasurement, 1);
-    measurement->type = type;
-    measurement->digest = guest_memfd_launch_hex(digest);
-    trace_guest_memfd_launch_measured(LaunchMeasurementType_str(type),
-                                      measurement->digest);
+    measurement = m;
+    trace_guest_memfd_launch_measured(
+        LaunchMeasurementType_str(m->type),
+        m->type == LAUNCH_MEASUREMENT_TYPE_TDX ?
+        m->u.tdx.mrtd : m->u.sev_snp.digest_after_vmsas);
 }
 
 bool guest_memfd_launch_digest(const void *data, size_t size,

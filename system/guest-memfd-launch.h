@@ -104,17 +104,17 @@ bool guest_memfd_launch_digest(const void *data, size_t size,
 char *guest_memfd_launch_hex(const uint8_t digest[GUEST_MEMFD_DIGEST]);
 
 /**
- * guest_memfd_launch_measured: the platform is expected to report @digest
+ * guest_memfd_launch_measured: what the platform is expected to report
+ * @m: taken over
  *
  * Called once, when all is populated.
  */
-void guest_memfd_launch_measured(LaunchMeasurementType type,
-                                 const uint8_t digest[GUEST_MEMFD_DIGEST]);
+void guest_memfd_launch_measured(LaunchMeasurement *m);
 
 /**
- * guest_memfd_launch_measurement: what the platform is expected to report
+ * guest_memfd_launch_measurement: the same
  *
- * Returns: NULL before that is known.
+ * Returns: NULL before it is known.
  */
 const LaunchMeasurement *guest_memfd_launch_measurement(void);
 

@@ -9,6 +9,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-guest-memfd.h"
+#include "hw/i386/guest-memfd-firmware.h"
 #include "system/guest-memfd.h"
 #include "system/guest-memfd-access.h"
 #include "gmem/system/guest-memfd-balloon.h"
@@ -147,4 +148,23 @@ LaunchMeasurement *qmp_query_launch_measurement(Error **errp)
     error_setg(errp, "There is no launch measurement, because this host is "
                "not Linux");
     return NULL;
+}
+
+/* Firmware of confidential guests */
+
+void guest_memfd_check_bios(const MachineState *ms, const char *name,
+                            const char *file)
+{
+}
+
+void guest_memfd_check_pflash(const MachineState *ms)
+{
+}
+
+void guest_memfd_check_kernel(const MachineState *ms)
+{
+}
+
+void guest_memfd_check_tables(const void *image, int size)
+{
 }

@@ -22,13 +22,6 @@
 struct TdxGuest;
 
 /**
- * guest_memfd_check_firmware: can the firmware of @ms be loaded again?
- *
- * Returns: 0; or -errno, and the reason was reported.
- */
-int guest_memfd_check_firmware(MachineState *ms);
-
-/**
  * guest_memfd_snp_launch_check: can QEMU look at pages that it will launch?
  * @gpa, @size: bytes
  */
@@ -69,17 +62,28 @@ void *guest_memfd_snp_cpuid_page(void *hva);
 int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size);
 
 /**
+ * guest_memfd_snp_has_hashes: are there hashes of a kernel to be measured?
+ * @hashes: QEMU's table of them, or NULL
+ *
+ * QEMU makes hashes of some kinds of kernels only.
+ * Returns: false with @errp set if it made none, and they are asked for.
+ */
+bool guest_memfd_snp_has_hashes(const void *hashes, Error **errp);
+
+/**
  * guest_memfd_snp_launch_finish: all is populated; nothing is finished
+ * @policy: the guest's, as for KVM_SEV_SNP_LAUNCH_START
+ * @features: SEV_FEATURES as for KVM_SEV_INIT2; KVM adds that of SEV-SNP
  *
  * Returns: false if the guest cannot be launched; see
  * guest_memfd_launch_failed().
  */
-bool guest_memfd_snp_launch_finish(void);
+bool guest_memfd_snp_launch_finish(uint64_t policy, uint64_t features);
 
 /**
  * guest_memfd_tdx_contents: a section that is in the firmware's image
  *
- * In place, it is copied if the guest does not find it in the image.
+ * In place, it is copied if the guest does not find it where the image has it.
  * Returns: what is to be populated.
  */
 void *guest_memfd_tdx_contents(struct TdxGuest *tdx,
@@ -113,6 +117,7 @@ bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
  *
  * Returns: false as above, also if a step before has failed.
  */
-bool guest_memfd_tdx_launch_finish(RAMBlock *image);
+bool guest_memfd_tdx_launch_finish(const struct TdxGuest *tdx,
+                                   RAMBlock *image);
 
 #endif

@@ -14,9 +14,13 @@
 #include "qemu/memalign.h"
 #include "qemu/units.h"
 #include "system/kvm.h"
+#include "cpu.h"
+#include "sev.h"
 #include "gmem/target/i386/guest-memfd-launch.h"
+#include "gmem/target/i386/guest-memfd-vmsa.h"
 
 #define SNP_PAGE_SIZE (4 * KiB)
+#define SNP_PAGE_TYPE_VMSA 2    /* KVM adds these pages itself */
 
 /* Answers of EIO in a row that end a launch; see the use. */
 #define SNP_EIO_TRIES 10
@@ -183,8 +187,37 @@ int guest_memfd_snp_required_memory(hwaddr gpa, hwaddr size)
     return 0;
 }
 
-bool guest_memfd_snp_launch_finish(void)
+bool guest_memfd_snp_has_hashes(const void *hashes, Error **errp)
 {
+    if (!hashes) {
+        error_setg(errp, "kernel '%s' cannot be hashed for kernel-hashes=on: "
+                   "QEMU makes hashes of a Linux kernel with its boot header "
+                   "(bzImage) only, not of multiboot or PVH kernels",
+                   current_machine->kernel_filename);
+        return false;
+    }
+    return true;
+}
+
+/* KVM adds a page for each vCPU, in the order in which they were made. */
+static void measure_vmsas(LaunchMeasurementSevSnp *snp)
+{
+    CPUState *cpu;
+
+    CPU_FOREACH(cpu) {
+        g_autofree uint8_t *vmsa = guest_memfd_vmsa(cpu, snp->guest_features);
+
+        measure(SNP_PAGE_TYPE_VMSA, GUEST_MEMFD_VMSA_GPA,
+                GUEST_MEMFD_VMSA_SIZE, vmsa);
+        guest_memfd_launch_note(GUEST_MEMFD_VMSA_GPA, GUEST_MEMFD_VMSA_SIZE,
+                                "vmsa", vmsa, &error_fatal);
+        snp->vcpus++;
+    }
+}
+
+bool guest_memfd_snp_launch_finish(uint64_t policy, uint64_t features)
+{
+    LaunchMeasurement *m;
     Error *err = NULL;
 
     if (guest_memfd_in_place()) {
@@ -195,6 +228,14 @@ bool guest_memfd_snp_launch_finish(void)
             return false;
         }
     }
-    guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_SEV_SNP, snp_digest);
+    m = g_new0(LaunchMeasurement, 1);
+    m->type = LAUNCH_MEASUREMENT_TYPE_SEV_SNP;
+    m->u.sev_snp.digest_before_vmsas = guest_memfd_launch_hex(snp_digest);
+    m->u.sev_snp.policy = policy;
+    m->u.sev_snp.guest_features = features | SVM_SEV_FEAT_SNP_ACTIVE;
+    m->u.sev_snp.vcpu_signature = X86_CPU(first_cpu)->env.cpuid_version;
+    measure_vmsas(&m->u.sev_snp);
+    m->u.sev_snp.digest_after_vmsas = guest_memfd_launch_hex(snp_digest);
+    guest_memfd_launch_measured(m);
     return true;
 }

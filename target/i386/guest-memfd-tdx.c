@@ -14,6 +14,7 @@
 #include "qemu/mmap-alloc.h"
 #include "qemu/units.h"
 #include "kvm/tdx.h"
+#include "qemu/base64.h"
 #include "system/memory.h"
 #include "system/ramblock.h"
 #include "gmem/system/guest-memfd-internal.h"
@@ -45,37 +46,20 @@ static const char *section_name(const TdxFirmwareEntry *entry)
     return names[entry->type];
 }
 
-/* QEMU has read the firmware's table, but not asked whether this is true. */
-static void check_image(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
+/*
+ * The guest may find a section elsewhere than the file's end at 4 GiB has it,
+ * and there the image has another.  So copies are made from a copy.
+ */
+static uint8_t *image_copy;
+
+static const void *image_contents(const TdxGuest *tdx,
+                                  const TdxFirmwareEntry *entry)
 {
-    uint64_t image_size = memory_region_size(tdx->tdvf_mr);
-
-    if (entry->data_offset > image_size ||
-        entry->size > image_size - entry->data_offset) {
-        error_report("The firmware's section %s, 0x%" PRIx64 " bytes at offset"
-                     " 0x%x, is not in its image of 0x%" PRIx64 " bytes",
-                     section_name(entry), entry->size, entry->data_offset,
-                     image_size);
-        exit(1);
+    if (!image_copy) {
+        image_copy = g_memdup2(tdx->tdvf.mem_ptr,
+                               memory_region_size(tdx->tdvf_mr));
     }
-}
-
-/* Where the guest will find a section that the image does not have there. */
-static void *foreign_host(const TdxGuest *tdx, const TdxFirmwareEntry *entry)
-{
-    void *host = guest_memfd_launch_host(entry->address, entry->size,
-                                         &error_fatal);
-
-    /* To write there would destroy what is still to be launched. */
-    if (guest_memfd_from_host(host) ==
-        guest_memfd_from_host(tdx->tdvf.mem_ptr)) {
-        error_report("The firmware's section %s at gpa 0x%" PRIx64 " overlaps"
-                     " its image, and cannot be launched in place; use"
-                     " convert-in-place=off on a host that has separate "
-                     "private memory", section_name(entry), entry->address);
-        exit(1);
-    }
-    return host;
+    return image_copy + entry->data_offset;
 }
 
 void *guest_memfd_tdx_contents(TdxGuest *tdx, const TdxFirmwareEntry *entry)
@@ -83,14 +67,13 @@ void *guest_memfd_tdx_contents(TdxGuest *tdx, const TdxFirmwareEntry *entry)
     void *contents = tdx->tdvf.mem_ptr + entry->data_offset;
     void *host;
 
-    check_image(tdx, entry);
-    if (!guest_memfd_in_place() ||
-        guest_memfd_launch_host(entry->address, entry->size,
-                                &error_fatal) == contents) {
+    if (!guest_memfd_in_place()) {
         return contents;
     }
-    host = foreign_host(tdx, entry);
-    memcpy(host, contents, entry->size);
+    host = guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
+    if (host != contents || image_copy) {
+        memcpy(host, image_contents(tdx, entry), entry->size);
+    }
     return host;
 }
 
@@ -102,7 +85,7 @@ void *guest_memfd_tdx_section(TdxGuest *tdx, const TdxFirmwareEntry *entry)
         return qemu_ram_mmap(-1, entry->size, qemu_real_host_page_size(), 0,
                              0);
     }
-    host = foreign_host(tdx, entry);
+    host = guest_memfd_launch_host(entry->address, entry->size, &error_fatal);
     memset(host, 0, entry->size);
     return host;
 }
@@ -189,26 +172,86 @@ bool guest_memfd_tdx_launch_range(const TdxFirmwareEntry *entry,
     return true;
 }
 
-bool guest_memfd_tdx_launch_finish(RAMBlock *image)
+/*
+ * Pages of the image that are not launched become private with the rest of
+ * RAM.  Nobody will see their contents, so none are kept.
+ */
+static void clear_rest_of_image(const TdxGuest *tdx)
+{
+    hwaddr size = memory_region_size(tdx->tdvf_mr);
+    hwaddr start = 4 * GiB - size, at = start;
+
+    while (at < start + size) {
+        const GuestMemfdLaunchRange *r;
+        hwaddr next = start + size;
+
+        /* Where the image goes on behind what is launched at @at, or until */
+        QSIMPLEQ_FOREACH(r, guest_memfd_launch(), next) {
+            if (r->gpa <= at && at < r->gpa + r->size) {
+                break;
+            }
+            if (r->gpa > at) {
+                next = MIN(next, r->gpa);
+            }
+        }
+        if (r) {
+            at = r->gpa + r->size;
+            continue;
+        }
+        memset((uint8_t *)tdx->tdvf.mem_ptr + (at - start), 0, next - at);
+        at = next;
+    }
+}
+
+/* Hexadecimal, of SHA-384 in base64; zeros if the user gave none. */
+static char *digest_of_user(const char *base64)
+{
+    uint8_t digest[GUEST_MEMFD_DIGEST] = {};
+
+    if (base64) {
+        g_autofree uint8_t *data = NULL;
+        size_t size;
+
+        /* QEMU has refused others. */
+        data = qbase64_decode(base64, -1, &size, &error_abort);
+        assert(size == sizeof(digest));
+        memcpy(digest, data, size);
+    }
+    return guest_memfd_launch_hex(digest);
+}
+
+bool guest_memfd_tdx_launch_finish(const TdxGuest *tdx, RAMBlock *image)
 {
     uint8_t digest[GUEST_MEMFD_DIGEST];
     uint8_t *result = digest;
     size_t size = sizeof(digest);
+    LaunchMeasurement *m;
     Error *err = NULL;
 
+    g_clear_pointer(&image_copy, g_free);
     if (!guest_memfd_launch_ok()) {
         return false;
     }
     if (!guest_memfd_in_place()) {
         /* It was copied, and is not needed any more. */
         ram_block_discard_shared_range(image, 0, image->max_length);
-    } else if (!guest_memfd_launch_finish(&err)) {
-        guest_memfd_launch_failed(err);
-        return false;
+    } else {
+        clear_rest_of_image(tdx);
+        if (!guest_memfd_launch_finish(&err)) {
+            guest_memfd_launch_failed(err);
+            return false;
+        }
     }
     qcrypto_hash_finalize_bytes(tdx_mrtd, &result, &size, &error_fatal);
-    guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_TDX, digest);
     qcrypto_hash_free(tdx_mrtd);
     tdx_mrtd = NULL;
+
+    m = g_new0(LaunchMeasurement, 1);
+    m->type = LAUNCH_MEASUREMENT_TYPE_TDX;
+    m->u.tdx.mrtd = guest_memfd_launch_hex(digest);
+    m->u.tdx.mrconfigid = digest_of_user(tdx->mrconfigid);
+    m->u.tdx.mrowner = digest_of_user(tdx->mrowner);
+    m->u.tdx.mrownerconfig = digest_of_user(tdx->mrownerconfig);
+    guest_memfd_launch_measured(m);
     return true;
 }

@@ -338,14 +338,17 @@ static void test_finish(void)
 static void test_measurement(void)
 {
     uint8_t digest[GUEST_MEMFD_DIGEST] = { 0x0f, 0xf0 };
-    const LaunchMeasurement *m;
+    LaunchMeasurement *m = g_new0(LaunchMeasurement, 1);
 
+    m->type = LAUNCH_MEASUREMENT_TYPE_TDX;
+    m->u.tdx.mrtd = guest_memfd_launch_hex(digest);
+    g_assert_cmpuint(strlen(m->u.tdx.mrtd), ==, 96);
+    g_assert_true(g_str_has_prefix(m->u.tdx.mrtd, "0ff000"));
     g_assert_null(guest_memfd_launch_measurement());
-    guest_memfd_launch_measured(LAUNCH_MEASUREMENT_TYPE_TDX, digest);
-    m = guest_memfd_launch_measurement();
-    g_assert_cmpint(m->type, ==, LAUNCH_MEASUREMENT_TYPE_TDX);
-    g_assert_cmpuint(strlen(m->digest), ==, 96);
-    g_assert_true(g_str_has_prefix(m->digest, "0ff000"));
+    guest_memfd_launch_measured(m);
+    g_assert_true(guest_memfd_launch_measurement() == m);
+    guest_memfd_launch_reset();
+    g_assert_null(guest_memfd_launch_measurement());
 }
 
 int main(int argc, char **argv)

@@ -1,0 +1,53 @@
+/*
+ * Firmware and kernel of confidential guests: what QEMU calls before it reads
+ * them
+ *
+ * Each ends QEMU with the reason if a guest cannot be launched with what was
+ * given, where QEMU itself would crash or not say why.  Other guests are left
+ * alone.  All are called with the BQL held.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+#ifndef HW_I386_GUEST_MEMFD_FIRMWARE_H
+#define HW_I386_GUEST_MEMFD_FIRMWARE_H
+
+#include "hw/core/boards.h"
+
+/**
+ * guest_memfd_check_bios: can the file of -bios be firmware?
+ * @ms: the machine
+ * @name: what the user has named
+ * @file: its path, NULL if it was not found
+ */
+void guest_memfd_check_bios(const MachineState *ms, const char *name,
+                            const char *file);
+
+/** guest_memfd_check_pflash: can the firmware be in a flash device? */
+void guest_memfd_check_pflash(const MachineState *ms);
+
+/** guest_memfd_check_kernel: can the file of -kernel be one? */
+void guest_memfd_check_kernel(const MachineState *ms);
+
+/**
+ * guest_memfd_check_tables: can the guest be launched with this firmware?
+ * @image: it is loaded, and nothing of it is parsed
+ * @size: bytes
+ */
+void guest_memfd_check_tables(const void *image, int size);
+
+/**
+ * guest_memfd_has_tables: is the firmware loaded, and its tables parsed?
+ *
+ * Returns: false with @errp set if a kernel cannot be hashed for that.
+ */
+bool guest_memfd_has_tables(Error **errp);
+
+/**
+ * guest_memfd_reload_firmware: can the firmware of @ms be loaded again?
+ *
+ * The file may be another one by now.  Called before the guest gets a new VM.
+ * Returns: 0; or -errno, and the reason was reported.
+ */
+int guest_memfd_reload_firmware(MachineState *ms);
+
+#endif
