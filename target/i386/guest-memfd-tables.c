@@ -169,7 +169,8 @@ static bool read_image(Image *image, const uint8_t *data, size_t size,
         .table = footer + sizeof(end) - length,
         .end = footer,
         .gpa = 4 * GiB - size,
-        .ram = ram,
+        /* Large RAM of machine "pc" is behind the image: max-ram-below-4g */
+        .ram = MIN(ram, 4 * GiB - size),
     };
     return true;
 }
