@@ -108,7 +108,7 @@ typedef struct QEMU_PACKED Head {
 
 /* Where RAM below 4 GiB ends; 0 is where the image starts. */
 static const uint64_t ram_ends[] = {
-    256 * MiB, 8 * MiB, 16 * MiB, 2 * GiB, 0,
+    256 * MiB, 8 * MiB, 16 * MiB, 2 * GiB, 4 * GiB, 0,
 };
 #define UNITS_BELOW 65
 #define UNITS_LIMIT 0x11d
