@@ -6,11 +6,14 @@ A table in it, found from the image's last bytes, has entries by GUID.  They
 lead to lists of the pages that a launch has to add: "ASEV" for SEV-SNP,
 "TDVF" for TDX.
 
-Layouts: AMD SEV-SNP ABI, PAGE_INFO of SNP_LAUNCH_UPDATE; Intel TDX module,
-MRTD; TDVF design guide.  The order of launch commands is that of QEMU 10.2.2.
+Layouts: AMD SEV-SNP ABI, PAGE_INFO of SNP_LAUNCH_UPDATE; AMD64 APM volume 2,
+appendix B, VMSA; Intel TDX module, MRTD; TDVF design guide.  The order of
+launch commands is that of QEMU 10.2.2.
 """
 import hashlib
+import itertools
 import os
+import re
 import struct
 import typing
 import uuid
@@ -44,6 +47,17 @@ class Range(typing.NamedTuple):
     size: int                   # bytes, whole pages
     type: str                   # of SNP_TYPES; TDX: measured or added
     data: typing.Optional[bytes]    # None where contents do not count
+
+    def entry(self, name):
+        """As in "launch" of QEMU's query-guest-memfd.
+
+        @name: of the type there
+        """
+        entry = {'gpa': self.gpa, 'size': self.size, 'type': name,
+                 'measured': bool(self.data)}
+        if self.data:
+            entry['digest'] = hashlib.sha384(self.data).hexdigest()
+        return entry
 
     def pages(self):
         """A gpa and the contents that count, for every page."""
@@ -191,8 +205,16 @@ class Launch:
         *_, (_, last) = self.steps()
         return last
 
+    def entries(self):
+        """As "launch" of QEMU's query-guest-memfd."""
+        raise NotImplementedError
 
-SNP_TYPES = {'normal': 1, 'zero': 3, 'secrets': 5, 'CPUID': 6}
+    def answer(self):
+        """What QEMU's query-launch-measurement answers, as far as known."""
+        raise NotImplementedError
+
+
+SNP_TYPES = {'normal': 1, 'VMSA': 2, 'zero': 3, 'secrets': 5, 'CPUID': 6}
 SEV_KERNEL_HASHES = 0x10
 SEV_SECTIONS = {
     1: ('SEC_MEM', 'zero'),
@@ -217,16 +239,91 @@ def kernel_hashes(kernel, initrd=b'', append=''):
     return table + bytes(-len(table) % 16)
 
 
+VMSA_GPA = 0xfffffffff000
+RESET_VECTOR = 0xfffffff0       # where the first vCPU starts
+GUEST_FEATURES = 1              # bit 0: SNP
+MOST_VCPUS = 4096               # of any kernel
+
+CPU_TYPES = {                   # family, model, stepping
+    'qemu64': (15, 107, 1),
+    'EPYC': (23, 1, 2),
+    'EPYC-Rome': (23, 49, 0),
+    'EPYC-Milan': (25, 1, 1),
+    'EPYC-Genoa': (25, 17, 0),
+    'EPYC-Turin': (26, 0, 0),
+}
+
+
+def cpu_signature(cpu_type):
+    """EAX of CPUID leaf 1, for a CPU model of QEMU or a version of it."""
+    known = re.sub(r'(-IBPB)?(-v[0-9]+)?$', '', cpu_type)
+    if known not in CPU_TYPES:
+        raise LabError(f'the CPU model {cpu_type!r} is not one of '
+                       f"{', '.join(CPU_TYPES)}; for others, and for "
+                       '-cpu host, give --vcpu-sig')
+    family, model, stepping = CPU_TYPES[known]
+    extended = max(family - 15, 0)
+    return (extended << 20 | model >> 4 << 16 | (family - extended) << 8 |
+            (model & 15) << 4 | stepping)
+
+
+class Vcpus(typing.NamedTuple):
+    """The vCPUs of an SEV-SNP guest, as a launch measures them."""
+    number: int
+    signature: int              # EAX of CPUID leaf 1
+    features: int = GUEST_FEATURES      # of the guest: SEV_FEATURES
+
+
+def vmsa(eip, vcpus):
+    """The page with the state of a vCPU that has been reset.
+
+    Linux makes it in sev_es_sync_vmsa(), a struct sev_es_save_area, of what
+    QEMU has set.  QEMU sets no x87 and SSE state that counts, so these are
+    the kernel's own initial values.
+    """
+    page = bytearray(PAGE)
+
+    def put(at, layout, *values):
+        struct.pack_into('<' + layout, page, at, *values)
+
+    def segment(at, attributes, limit=0xffff, selector=0, base=0):
+        put(at, '2HIQ', selector, attributes, limit, base)
+
+    for at in 0x00, 0x20, 0x30, 0x40, 0x50:     # ES, SS, DS, FS, GS
+        segment(at, 0x93)
+    segment(0x10, 0x9b, selector=0xf000, base=eip & 0xffff0000)     # CS
+    segment(0x60, 0)                            # GDTR
+    segment(0x70, 0x82)                         # LDTR
+    segment(0x80, 0)                            # IDTR
+    segment(0x90, 0x8b)                         # TR
+    put(0x0d0, 'Q', 0x1000)                     # EFER: KVM sets SVME
+    put(0x148, 'Q', 0x40)                       # CR4: KVM sets MCE
+    put(0x158, 'Q', 0x10)                       # CR0: KVM clears CD and NW
+    put(0x160, 'Q', 0x400)                      # DR7
+    put(0x168, 'Q', 0xffff0ff0)                 # DR6
+    put(0x170, 'Q', 2)                          # RFLAGS
+    put(0x178, 'Q', eip & 0xffff)               # RIP
+    put(0x268, 'Q', 0x7040600070406)            # PAT
+    put(0x310, 'Q', vcpus.signature)            # RDX
+    put(0x3b0, 'Q', vcpus.features)             # SEV_FEATURES
+    put(0x3e8, 'Q', 1)                          # XCR0
+    put(0x408, 'I', 0x1f80)                     # MXCSR
+    put(0x410, 'H', 0x37f)                      # x87 control word
+    return bytes(page)
+
+
 class SnpLaunch(Launch):
     """Launch of an SEV-SNP guest: firmware, then its metadata's sections.
 
-    The digest is a chain of one record a page.  It ends before the pages of
-    the vCPUs' VMSAs, which the kernel adds when the launch is finished.
+    The digest is a chain of one record a page.  When the launch is finished,
+    the kernel adds the pages of the vCPUs' VMSAs.  An attestation report has
+    the digest after them.
 
     @hashes: what kernel_hashes() returns, with kernel-hashes=on; else None
+    @vcpus: Vcpus; without, the launch ends before VMSAs
     """
 
-    def __init__(self, image, hashes=None):
+    def __init__(self, image, hashes=None, vcpus=None):
         firmware = Firmware(image)
         ranges = [Range('firmware', firmware.gpa, len(image), 'normal', image)]
         sections = []
@@ -258,6 +355,10 @@ class SnpLaunch(Launch):
             raise LabError('the firmware has no section for hashes of a '
                            'kernel: they would not be measured')
         check_overlaps(sections)
+        self.vcpus = vcpus
+        for n in range(vcpus.number if vcpus else 0):
+            ranges.append(Range(f'VMSA {n}', VMSA_GPA, PAGE, 'VMSA',
+                                vmsa(reset if n else RESET_VECTOR, vcpus)))
         super().__init__(ranges)
 
     @staticmethod
@@ -283,6 +384,23 @@ class SnpLaunch(Launch):
                     struct.pack('<HBBIQ', 0x70, SNP_TYPES[r.type], 0, 0,
                                 gpa)).digest()
             yield r, digest
+
+    def digest_before_vmsas(self):
+        """The measurement of the firmware's part."""
+        return [digest for r, digest in self.steps() if r.type != 'VMSA'][-1]
+
+    def entries(self):
+        return [r.entry(r.type.lower()) for r in self.ranges]
+
+    def answer(self):
+        answer = {'type': 'sev-snp',
+                  'digest-before-vmsas': self.digest_before_vmsas().hex()}
+        if self.vcpus:
+            answer |= {'digest-after-vmsas': self.digest().hex(),
+                       'guest-features': self.vcpus.features,
+                       'vcpu-signature': self.vcpus.signature,
+                       'vcpus': self.vcpus.number}
+        return answer
 
 
 TDX_BFV, TDX_CFV, TDX_HOB, TDX_TEMP_MEM = range(4)
@@ -376,3 +494,52 @@ class TdxLaunch(Launch):
                                             gpa + at))
                     mrtd.update(data[at:at + CHUNK])
             yield r, mrtd.digest()
+
+    def entries(self):
+        return [r.entry(r.name.lower().replace('_', '-'))
+                for r in self.ranges]
+
+    def answer(self):
+        return {'type': 'tdx', 'mrtd': self.digest().hex()}
+
+
+def first_difference(launch, query):
+    """Compares a launch with the answer to a query of QEMU's.
+
+    That is query-launch-measurement or query-guest-memfd.  Returns None, or
+    (what differs, the value in the launch, the value in the answer).
+    """
+    if isinstance(query, dict) and 'return' in query:
+        query = query['return']
+    if not isinstance(query, dict) or not (
+            'type' in query or isinstance(query.get('launch'), list)):
+        raise LabError('this is no answer to query-launch-measurement or '
+                       'query-guest-memfd')
+    if 'type' in query:
+        answer = launch.answer()
+        # What goes into a digest comes first, as it is the reason.
+        for name in sorted(answer, key=lambda name: 'digest' in name):
+            if answer[name] != query.get(name):
+                return name, answer[name], query.get(name)
+    if isinstance(query.get('launch'), list):
+        return _first_entry(launch, query['launch'])
+    return None
+
+
+def _first_entry(launch, found):
+    if isinstance(launch, SnpLaunch) and not launch.vcpus:
+        found = [entry for entry in found if not (
+            isinstance(entry, dict) and entry.get('type') == 'vmsa')]
+    names = [r.name for r in launch.ranges]
+    for n, (wanted, entry) in enumerate(itertools.zip_longest(
+            launch.entries(), found)):
+        have = entry
+        if wanted and isinstance(entry, dict):
+            # A later QEMU may tell more.
+            have = {name: entry[name] for name in
+                    ('gpa', 'size', 'type', 'measured', 'digest')
+                    if name in entry}
+        if wanted != have:
+            name = f' ({names[n]})' if wanted else ''
+            return f'range {n}{name} of the launch', wanted, entry
+    return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Launches in place of firmware with unusual tables.
+"""Launches of firmware with unusual tables.
 
 The firmware is ours, with other tables: ranges that touch, that overlap, that
 are not where their contents are, or not in memory at all.
@@ -14,6 +14,11 @@ PAGE = 4096
 SEC_MEM, SECRETS, CPUID = 1, 2, 3       # sections for SEV-SNP
 BFV, CFV, TD_HOB, TEMP_MEM = range(4)   # for TDX
 MEASURED = 1
+# For vCPUs whose code at the reset vector is not that of the file.
+ONLY_LAUNCHED = '''
+    vcpu all
+    print launched
+    shutdown'''
 PRIVATE = 8                             # KVM_MEMORY_ATTRIBUTE_PRIVATE
 
 
@@ -32,7 +37,7 @@ def with_table(image, signature, layout, sections):
     return bytes(image)
 
 
-class InPlace(test_launch.LaunchTest):
+class RangesTest(test_launch.LaunchTest):
     """Launches firmware with other tables."""
 
     SIGNATURE = LAYOUT = None
@@ -46,21 +51,23 @@ class InPlace(test_launch.LaunchTest):
             f.write(image)
         return path
 
-    def check_sections(self, sections, config='', **kwargs):
+    def check_sections(self, sections, config='', generation='g2', **kwargs):
         """It is launched, and measured as its table says."""
-        sim, wanted = self.check('generation g2\n' + config,
+        sim, wanted = self.check(f'generation {generation}\n{config}',
                                  path=self.firmware(sections), **kwargs)
         self.assertEqual(len(wanted.ranges), len(sections) + self.IMPLIED)
         self.assertEqual(sim.report['host-touches'], 0)
         return sim, wanted
 
-    def refuse_sections(self, sections, reason, generation='g2'):
-        """It is not launched; the guest never runs."""
-        sim = self.launch('generation ' + generation, status=1,
-                          path=self.firmware(sections))
-        self.assertRegex(sim.get_log(), reason)
-        self.assertEqual(sim.report['exits'], 0)
-        self.assertFalse(sim.report['launch']['finished'])
+    def refuse_sections(self, sections, reason, **kwargs):
+        """It is not launched, separate or in place; the guest never runs."""
+        path = self.firmware(sections)
+        for generation in 'g1', 'g2':
+            sim = self.launch('generation ' + generation, status=1, path=path,
+                              **kwargs)
+            self.assertRegex(sim.get_log(), f"firmware '{path}': .*{reason}")
+            self.assertEqual(sim.report['exits'], 0)
+            self.assertFalse(sim.report['launch']['finished'])
 
     def check_conversions(self):
         """A page that is busy for a moment is retried; other errors end it."""
@@ -88,7 +95,7 @@ class InPlace(test_launch.LaunchTest):
             self.assertEqual(call['source'], call.get('type') in but, call)
 
 
-class Snp(InPlace):
+class Snp(RangesTest):
     """SEV-SNP: the whole image is launched first."""
 
     LAUNCH = measure.SnpLaunch
@@ -111,22 +118,34 @@ class Snp(InPlace):
     def test_a_page_that_is_named_twice(self):
         self.refuse_sections(
             [*self.NEEDED, (0, 3 * PAGE, SEC_MEM)],
-            r'0x3000 bytes at gpa 0x0: 0x1000 bytes at 0x1000 \(secrets\) '
-            'are launched already')
-        # QEMU looks at the CPUID page once more.
+            r'sections 2 \(SEC_MEM\) and 0 \(SECRETS\) of its metadata '
+            'overlap at gpa 0x1000')
         self.refuse_sections(
             [(0, 3 * PAGE, SEC_MEM), *self.NEEDED],
-            'are launched already')
+            r'sections 0 \(SEC_MEM\) and 1 \(SECRETS\)')
 
     def test_a_part_of_a_page(self):
-        self.refuse_sections([*self.NEEDED, (0x8000, 0x800, SEC_MEM)],
-                             'whole pages')
-        self.refuse_sections([*self.NEEDED, (0x8800, PAGE, SEC_MEM)],
-                             'expected update of GPA range 8800-9800')
+        for section in ((0x8000, 0x800, CPUID), (0x8800, PAGE, SEC_MEM),
+                        (0x8000, 0, CPUID), (0x8000, 0, SEC_MEM)):
+            self.refuse_sections(
+                [*self.NEEDED, section],
+                rf'section 2 \(\w+\) of its metadata asks for '
+                f'{section[1]:#x} bytes at gpa {section[0]:#x}; it has to be '
+                'whole pages')
 
     def test_no_memory_there(self):
-        self.refuse_sections([*self.NEEDED, (0xffff000, 2 * PAGE, SEC_MEM)],
-                             'Failed to get HVA')
+        # The end of RAM; a display's; registers; the image; the end of all.
+        for gpa in (0xffff000, 0x9f000, 0xfec00000, 0xffff0000, 0xfffff000):
+            self.refuse_sections(
+                [*self.NEEDED, (gpa, 2 * PAGE, SEC_MEM)],
+                r'section 2 \(SEC_MEM\) of its metadata asks for 0x2000 '
+                f'bytes at gpa {gpa:#x}; below 4 GiB the guest has RAM up to '
+                r'0x10000000, without 0xa0000 to 0xfffff; .*\(-m\)')
+
+    def test_too_little_memory(self):
+        self.refuse_sections(
+            [*self.NEEDED, (0x800000, PAGE, SEC_MEM)],
+            'section 2 .* RAM up to 0x800000', size='8M')
 
     def test_a_launch_that_is_interrupted_goes_on(self):
         sim, _ = self.check_sections(self.NEEDED, '''
@@ -155,7 +174,7 @@ class Snp(InPlace):
         self.assertEqual(sim.report['exits'], 0)
 
 
-class Tdx(InPlace):
+class Tdx(RangesTest):
     """TDX: only the table's sections are launched."""
 
     LAUNCH = measure.TdxLaunch
@@ -185,9 +204,31 @@ class Tdx(InPlace):
 
     def test_contents_that_live_elsewhere(self):
         # The second page of the image, and the first as the last of memory.
-        self.check_sections([
-            (PAGE, PAGE, 0x800000, PAGE, CFV, MEASURED), self.CODE, self.HOB,
-            (0, PAGE, 0xffff000, PAGE, BFV, MEASURED)])
+        elsewhere = [(PAGE, PAGE, 0x800000, PAGE, CFV, MEASURED),
+                     (0, PAGE, 0xffff000, PAGE, BFV, MEASURED)]
+        # Two pages of the image change places.
+        swapped = [(PAGE, PAGE, 0xffff0000, PAGE, CFV, MEASURED),
+                   (0, PAGE, 0xffff1000, PAGE, BFV, MEASURED)]
+        for generation in 'g1', 'g2':
+            for sections in ([elsewhere[0], self.CODE, self.HOB, elsewhere[1]],
+                             [*elsewhere, self.HOB],
+                             [*swapped, self.HOB],
+                             [*reversed(swapped), *elsewhere, self.HOB]):
+                with self.subTest(generation=generation, sections=sections):
+                    self.check_sections(sections, generation=generation,
+                                        script=ONLY_LAUNCHED)
+
+    def test_a_padded_image(self):
+        path = self.firmware([self.CODE, self.HOB])
+        with open(path, 'rb') as f:
+            image = f.read()
+        # In front of it; what is launched is the padding, as the table says.
+        with open(path, 'wb') as f:
+            f.write(b'padding!' * (self.IMAGE // 8) + image)
+        for generation in 'g1', 'g2':
+            with self.subTest(generation=generation):
+                self.check('generation ' + generation, path=path,
+                           script=ONLY_LAUNCHED)
 
     def test_an_image_in_two_parts(self):
         self.check_sections([
@@ -199,25 +240,70 @@ class Tdx(InPlace):
         self.refuse_sections(
             [self.CODE, (0, 0, 0x4000, 2 * PAGE, TD_HOB, 0),
              (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],
-            r'0x1000 bytes at gpa 0x5000: 0x2000 bytes at 0x4000 \(td-hob\) '
-            'are launched already')
+            r'sections 1 \(TD_HOB\) and 2 \(TEMP_MEM\) of its metadata '
+            'overlap at gpa 0x5000')
         self.refuse_sections(
             [self.CODE, self.HOB, (0, 0, 0x3000, 2 * PAGE, TEMP_MEM, 0)],
-            'Failed to accept memory')
+            r'sections 2 \(TEMP_MEM\) and 1 \(TD_HOB\)')
+        self.refuse_sections(
+            [self.CODE, (0, PAGE, 0xffff1000, PAGE, CFV, MEASURED), self.HOB],
+            r'sections 0 \(BFV\) and 1 \(CFV\)')
+
+    def test_a_part_of_a_page(self):
+        for gpa, size in (0x8000, 0x800), (0x8800, PAGE), (0x8000, 0):
+            self.refuse_sections(
+                [self.CODE, self.HOB, (0, 0, gpa, size, TEMP_MEM, 0)],
+                rf'section 2 \(TEMP_MEM\) .*{size:#x} bytes at gpa {gpa:#x}; '
+                'it has to be whole pages')
 
     def test_no_memory_there(self):
+        for gpa in (0xffff000, 0x9f000, 0xfec00000, 0xffff0000, 1 << 32,
+                    (1 << 64) - PAGE):
+            self.refuse_sections(
+                [self.CODE, self.HOB, (0, 0, gpa, 2 * PAGE, TEMP_MEM, 0)],
+                rf'section 2 \(TEMP_MEM\) .* 0x2000 bytes at gpa {gpa:#x}; '
+                r'below 4 GiB the guest has RAM up to 0x10000000, .*\(-m\)')
         self.refuse_sections(
-            [self.CODE, self.HOB, (0, 0, 0xffff000, 2 * PAGE, TEMP_MEM, 0)],
-            'not in one piece of RAM')
+            [(0, self.IMAGE, 0xfffff000, self.IMAGE, BFV, MEASURED), self.HOB],
+            r'section 0 \(BFV\) .* RAM up to .*, and the image')
+
+    def test_too_little_memory(self):
+        self.refuse_sections(
+            [self.CODE, self.HOB, (0, 0, 0x800000, PAGE, TEMP_MEM, 0)],
+            'section 2 .* RAM up to 0x800000', size='8M')
 
     def test_contents_that_the_image_lacks(self):
-        for generation in 'g1', 'g2':
-            for offset in PAGE, 1 << 20:
-                self.refuse_sections(
-                    [(offset, self.IMAGE, 0xffff0000, self.IMAGE, BFV,
-                      MEASURED), self.HOB],
-                    'section bfv, 0x10000 bytes at offset .* is not in its '
-                    'image of 0x10000 bytes', generation)
+        for offset in PAGE, 1 << 20, 0x800, 0xfffff000:
+            self.refuse_sections(
+                [(offset, self.IMAGE, 0xffff0000, self.IMAGE, BFV, MEASURED),
+                 self.HOB],
+                r'section 0 \(BFV\) of its metadata wants 0x10000 bytes of '
+                f'the file at offset {offset:#x}, .* has 0x10000 bytes')
+
+    def test_contents_of_another_size(self):
+        for sections in ([(0, 0, 0xffff0000, PAGE, BFV, MEASURED), self.HOB],
+                         [(0, PAGE + 1, 0xffff0000, PAGE, BFV, 1), self.HOB],
+                         [(0, 1, 0x4000, PAGE, TD_HOB, 0), self.CODE]):
+            self.refuse_sections(sections, 'section 0 .*(there have to be '
+                                 'contents|should have none)')
+
+    def test_sections_that_make_no_guest(self):
+        for sections, reason in (
+                ([self.CODE], 'TDVF metadata has 1 sections'),
+                ([self.CODE, (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],
+                 '0 sections TD_HOB'),
+                ([self.CODE, self.HOB, (0, 0, 0x5000, PAGE, TD_HOB, 0)],
+                 '2 sections TD_HOB'),
+                ([self.CODE, (0, 0, 0x4000, PAGE, TD_HOB, MEASURED)],
+                 r'section 1 \(TD_HOB\) .* is to be measured'),
+                ([self.CODE, self.HOB, (0, 0, 0x5000, PAGE, 4, 0)],
+                 'section 2 of its metadata has type 4'),
+                ([self.CODE, self.HOB] +
+                 [(0, 0, 0x100000 + 2 * PAGE * i, PAGE, TEMP_MEM, 0)
+                  for i in range(50)],
+                 'TD_HOB has 0x1000 bytes, and may need .* 51 sections')):
+            with self.subTest(reason=reason):
+                self.refuse_sections(sections, reason)
 
     def empty_page(self):
         """Offset of a page of zeros in the image."""
@@ -228,26 +314,15 @@ class Tdx(InPlace):
 
     def test_a_section_of_zeros(self):
         offset = self.empty_page()
+        self.refuse_sections(
+            [(offset, PAGE, 0x800000, PAGE, BFV, MEASURED), self.CODE,
+             self.HOB], r'section 0 \(BFV\) .* has only zeros')
+        # A vendor may leave this empty; temporary memory is always zeros.
         for prealloc in 'off', 'on':
-            backend = 'memory-backend-ram,prealloc=' + prealloc
-            sim = self.launch('generation g2', status=1, backend=backend,
-                              path=self.firmware([
-                                  (offset, PAGE, 0x800000, PAGE, BFV,
-                                   MEASURED), self.CODE, self.HOB]))
-            self.assertRegex(sim.get_log(), r'0x1000 bytes at gpa 0x800000 '
-                             r'\(bfv\): all of them are zeros')
-            self.assertEqual(sim.report['exits'], 0)
-            # A vendor may leave this empty; temporary memory is always zeros.
             self.check_sections([
                 (offset, PAGE, 0x800000, PAGE, CFV, MEASURED), self.CODE,
                 self.HOB, (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],
-                backend=backend)
-
-    def test_memory_that_is_the_image(self):
-        for section in ((0, PAGE, 0xffff1000, PAGE, CFV, MEASURED),
-                        (0, 0, 0xffff1000, PAGE, TEMP_MEM, 0)):
-            self.refuse_sections([section, self.CODE, self.HOB],
-                                 'overlaps its image')
+                backend='memory-backend-ram,prealloc=' + prealloc)
 
     def test_a_launch_that_is_interrupted_goes_on(self):
         sim, _ = self.check_sections([self.CODE, self.HOB], '''
