@@ -111,7 +111,7 @@ static const uint64_t ram_ends[] = {
     256 * MiB, 8 * MiB, 16 * MiB, 2 * GiB, 4 * GiB, 0,
 };
 #define UNITS_BELOW 65
-#define UNITS_LIMIT 0x11d
+#define FIRST_AROUND (GUEST_MEMFD_FIRMWARE_MAX / UNIT - 2)
 #define UNITS_AROUND 5
 #define MAX_MORE 1100
 
@@ -156,6 +156,19 @@ static void next_section(Mode mode, uint8_t *section, const uint8_t *last,
     }
 }
 
+static unsigned image_index(const Head *head)
+{
+    return head->units < UNITS_BELOW ? head->units
+                                     : UNITS_BELOW + head->units % UNITS_AROUND;
+}
+
+static unsigned image_units(const Head *head)
+{
+    unsigned i = image_index(head);
+
+    return i < UNITS_BELOW ? i : FIRST_AROUND + i - UNITS_BELOW;
+}
+
 static void case_begin(Case *c, const uint8_t *data, size_t size)
 {
     g_autofree uint8_t *metadata = NULL;
@@ -169,9 +182,8 @@ static void case_begin(Case *c, const uint8_t *data, size_t size)
     size -= MIN(size, sizeof(head));
 
     *c = (Case) { .mode = head.mode % MODES };
-    i = head.units < UNITS_BELOW ? head.units
-                                 : UNITS_BELOW + head.units % UNITS_AROUND;
-    units = i < UNITS_BELOW ? i : UNITS_LIMIT + i - UNITS_BELOW;
+    i = image_index(&head);
+    units = image_units(&head);
     if (head.odd) {
         c->owned = true;
         c->size = units % 3 * UNIT + head.odd;
@@ -447,7 +459,7 @@ static uint64_t pick_number(const Head *head, const uint8_t *metadata,
     static const int64_t deltas[] = {
         0, 0, 0, 1, -1, 12, -16, 16, PAGE, -(int64_t)PAGE,
     };
-    uint64_t image = head->units * UNIT;
+    uint64_t image = image_units(head) * UNIT;
     uint64_t n;
 
     switch (pick(6)) {
@@ -591,7 +603,7 @@ static size_t mutate(uint8_t *data, size_t size, size_t max_size)
             head.ram = pick(ARRAY_SIZE(ram_ends));
             break;
         case 2:
-            head.units = "\1\1\1\2\x10\x40\x41\x44"[pick(8)];
+            head.units = "\1\1\1\2\x10\x40\x43\x44"[pick(8)];
             break;
         case 3:
             head.more = cpu_to_le16(pick(2) ? 0 : pick(2) ? pick(60) :
