@@ -88,8 +88,8 @@ typedef enum Mode {
 static const char *const mode_names[] = { "snp", "snp-hashes", "tdx" };
 
 /*
- * Head of an input, little-endian.  The metadata follows, then the image's last
- * bytes.
+ * Head of an input, little-endian.  The metadata follows, then the image's
+ * last bytes.
  * @units: of 64 KiB, the image's size; large ones are around the limit
  * @odd: bytes more than that
  * @distance: from the metadata to the image's end
@@ -158,8 +158,8 @@ static void next_section(Mode mode, uint8_t *section, const uint8_t *last,
 
 static unsigned image_index(const Head *head)
 {
-    return head->units < UNITS_BELOW ? head->units
-                                     : UNITS_BELOW + head->units % UNITS_AROUND;
+    return head->units < UNITS_BELOW
+        ? head->units : UNITS_BELOW + head->units % UNITS_AROUND;
 }
 
 static unsigned image_units(const Head *head)
@@ -380,12 +380,12 @@ static void ensure_tdx(const Case *c)
     g_free(fw.entries);
 }
 
-/*
- * Reads the image as QEMU does.  What its table has not, the check must have
- * seen, too.
- */
+/* Reads the image as QEMU does. */
 static void ensure_launchable(const Case *c)
 {
+    /* The local APIC has 1 MiB there. */
+    ensure(4 * GiB - c->size >= 0xfee00000 + MiB);
+    ensure(c->size % UNIT == 0);
     pc_system_parse_ovmf_flash(c->image, c->size);
     if (c->mode == TDX) {
         ensure_tdx(c);
@@ -492,7 +492,7 @@ static uint64_t pick_number(const Head *head, const uint8_t *metadata,
     return n + deltas[pick(ARRAY_SIZE(deltas))];
 }
 
-/* Changes an entry of the table in the last bytes, or how long it says it is */
+/* Changes an entry of the table in the last bytes, or its length. */
 static void mutate_table(const Head *head, uint8_t *tail, size_t length,
                          uint64_t number)
 {
@@ -521,7 +521,8 @@ static void mutate_table(const Head *head, uint8_t *tail, size_t length,
         stw_le_p(tail + at - ENTRY, number);
         break;
     case 1:
-        stw_le_p(tail + at - ENTRY, lduw_le_p(tail + at - ENTRY) + pick(9) - 4);
+        stw_le_p(tail + at - ENTRY,
+                 lduw_le_p(tail + at - ENTRY) + pick(9) - 4);
         break;
     case 2:
         qemu_uuid_parse(guids[pick(ARRAY_SIZE(guids))], &guid);
@@ -697,8 +698,8 @@ static int decide_files(char **paths)
 /*
  * Answers lines "RAM SEED PATH", where RAM is 0 for up to the image, 1 for the
  * input's, or bytes.  If SEED is not 0, the input is changed, as that says.
- * The answer: a line "MODE RAM SIZE BYTES REASON", where REASON is empty if the
- * check accepts the image; the image of SIZE bytes; the input of BYTES.
+ * The answer: a line "MODE RAM SIZE BYTES REASON", where REASON is empty if
+ * the check accepts the image; the image of SIZE bytes; the input of BYTES.
  */
 static int serve(void)
 {
@@ -714,7 +715,8 @@ static int serve(void)
         Case c;
 
         g_strchomp(line);
-        if (sscanf(line, "%" SCNu64 " %" SCNu32 " %n", &ram, &seed, &at) != 2 ||
+        if (sscanf(line, "%" SCNu64 " %" SCNu32 " %n", &ram, &seed,
+                   &at) != 2 ||
             !g_file_get_contents(line + at, &data, &size, NULL)) {
             fprintf(stderr, "cannot read %s\n", line);
             return 2;

@@ -32,6 +32,8 @@ UNIT = 64 << 10
 IMAGE_START = 0                 # RAM up to there
 OWN = 1                         # RAM as the input says
 RAM = 256 << 20                 # for a launch, instead of IMAGE_START
+MOST_FAILURES = 5
+SAMPLED = 2000                  # inputs from which a sample is taken
 SCRIPT = '''
 vcpu 0
 print launched
@@ -115,6 +117,7 @@ class Program:
     """tables, which answers one question after the other."""
 
     def __init__(self, path):
+        self._path = path
         self._process = subprocess.Popen(       # pylint: disable=R1732
             [path, '--serve'], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -126,11 +129,13 @@ class Program:
 
     def ask(self, path, ram=IMAGE_START, change=0):
         """An Answer on an input; @change: by this much, if not 0."""
-        self._process.stdin.write(f'{ram} {change} {path}\n'.encode())
+        question = f'{ram} {change} {path}'
+        self._process.stdin.write(f'{question}\n'.encode())
         self._process.stdin.flush()
         line = self._process.stdout.readline().decode()
         if not line:
-            raise LabError(f'the program has ended: {ram} {change} {path}')
+            raise LabError(f"the program has ended; repeat it: echo "
+                           f"'{question}' | {self._path} --serve")
         mode, ram, size, length, reason = line[:-1].split(' ', 4)
         return Answer(mode, int(ram), reason,
                       self._process.stdout.read(int(size)),
@@ -154,15 +159,26 @@ def files(directory):
 
 
 def wanted(answer):
-    """The Launch that gmemlab.measure makes of it, or a LabError."""
+    """The Launch that gmemlab.measure makes of it, or an exception."""
     try:
         if answer.mode == 'tdx':
             return measure.TdxLaunch(answer.image)
         return measure.SnpLaunch(answer.image,
                                  HASHES if answer.mode == 'snp-hashes'
                                  else None)
-    except LabError as err:
+    except Exception as err:            # pylint: disable=broad-except
         return err
+
+
+def disagree(answer):
+    """Why gmemlab.measure does not decide as the check, or None."""
+    other = wanted(answer)
+    refused = isinstance(other, Exception)
+    if refused == bool(answer.reason) and \
+            (not refused or isinstance(other, LabError)):
+        return None
+    return f'the emulator: {answer.reason or "accepted"}; measure.py: ' + \
+        (repr(other) if refused else 'accepted')
 
 
 def compare(path, paths, most, directory):
@@ -170,23 +186,20 @@ def compare(path, paths, most, directory):
 
     Returns reasons why it has failed.
     """
-    failures, accepted, count = [], 0, 0
+    failures, accepted = [], 0
+    changes = ((n, name) for n in itertools.count() for name in paths)
     with program(path) as tables:
-        for change in itertools.count():
-            for name in paths:
-                answer = tables.ask(name, change=change)
-                other = wanted(answer)
-                refused = isinstance(other, LabError)
-                if refused != bool(answer.reason):
-                    failures.append(
-                        f'the emulator: {answer.reason or "accepted"}; '
-                        f'measure.py: {other if refused else "accepted"}; '
-                        'repeat it: ' + answer.keep(directory, 'compare'))
-                count += 1
-                accepted += not answer.reason
-                if count == most or len(failures) == 5:
-                    print(f'{count} compared, {accepted} of them accepted')
-                    return failures
+        for change, name in itertools.islice(changes, most):
+            answer = tables.ask(name, change=change)
+            accepted += not answer.reason
+            reason = disagree(answer)
+            if reason:
+                failures.append(f'{reason}; repeat it: ' +
+                                answer.keep(directory, 'compare'))
+            if len(failures) == MOST_FAILURES:
+                break
+    print(f'{most} compared, {accepted} of them accepted')
+    return failures
 
 
 class Launcher:
@@ -255,7 +268,7 @@ def sample(path, paths, most):
     kinds = {}
     with program(path) as tables:
         for change in 0, 1:
-            for name in paths:
+            for name in paths[:SAMPLED]:
                 answer = tables.ask(name, OWN, change)
                 if answer.ram not in (1 << n for n in range(32)):
                     answer = tables.ask(name, RAM, change)
@@ -290,7 +303,7 @@ def launch(path, paths, most, directory):
                         f'{generation} {answer.mode}: {reason}; repeat it: '
                         + answer.keep(directory, 'launch'))
             counts[bool(answer.reason)] += 1
-            if len(failures) >= 5:
+            if len(failures) >= MOST_FAILURES:
                 break
     print('{} launched, {} refused, in place and separate'.format(*counts))
     return failures
