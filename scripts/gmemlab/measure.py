@@ -23,7 +23,7 @@ from . import LabError
 PAGE = 4096
 CHUNK = 256                     # TDX measures contents in pieces of this size
 TOP = 1 << 32
-LARGEST_IMAGE = 0x11f0000       # the local APIC's page is at 0xfee00000
+LARGEST_IMAGE = 0x1100000       # the local APIC has 1 MiB at 0xfee00000
 LOW_RAM_END = 0xa0000           # the VGA window and ROMs, up to:
 HIGH_RAM = 0x100000
 MOST_SECTIONS = 1024

@@ -145,7 +145,7 @@ static bool read_image(Image *image, const uint8_t *data, size_t size,
         size > GUEST_MEMFD_FIRMWARE_MAX) {
         error_setg(errp, "it has 0x%zx bytes; QEMU takes multiples of 0x%x, "
                    "up to 0x%x, as it has to end at 4 GiB and the local APIC "
-                   "is at 0xfee00000", size, GUEST_MEMFD_FIRMWARE_UNIT,
+                   "has 1 MiB at 0xfee00000", size, GUEST_MEMFD_FIRMWARE_UNIT,
                    GUEST_MEMFD_FIRMWARE_MAX);
         return false;
     }
@@ -169,7 +169,8 @@ static bool read_image(Image *image, const uint8_t *data, size_t size,
         .table = footer + sizeof(end) - length,
         .end = footer,
         .gpa = 4 * GiB - size,
-        .ram = ram,
+        /* Large RAM of machine "pc" is behind the image: max-ram-below-4g */
+        .ram = MIN(ram, 4 * GiB - size),
     };
     return true;
 }

@@ -12,10 +12,10 @@
 
 /*
  * Bytes of the largest image, in QEMU's units of 64 KiB: it ends at 4 GiB, and
- * the page of the local APIC is at 0xfee00000.
+ * from 0xfee00000 on the local APIC hides 1 MiB, as messages of MSI go there.
  */
 #define GUEST_MEMFD_FIRMWARE_UNIT 0x10000
-#define GUEST_MEMFD_FIRMWARE_MAX 0x11f0000
+#define GUEST_MEMFD_FIRMWARE_MAX 0x1100000
 
 /**
  * guest_memfd_check_snp_tables: can an SEV-SNP guest be launched with these?
