@@ -72,13 +72,16 @@ bool guest_memfd_snp_has_hashes(const void *hashes, Error **errp);
 
 /**
  * guest_memfd_snp_launch_finish: all is populated; nothing is finished
- * @policy: the guest's, as for KVM_SEV_SNP_LAUNCH_START
+ * @start: as for KVM_SEV_SNP_LAUNCH_START
+ * @finish: as for KVM_SEV_SNP_LAUNCH_FINISH
  * @features: SEV_FEATURES as for KVM_SEV_INIT2; KVM adds that of SEV-SNP
  *
  * Returns: false if the guest cannot be launched; see
  * guest_memfd_launch_failed().
  */
-bool guest_memfd_snp_launch_finish(uint64_t policy, uint64_t features);
+bool guest_memfd_snp_launch_finish(
+    const struct kvm_sev_snp_launch_start *start,
+    const struct kvm_sev_snp_launch_finish *finish, uint64_t features);
 
 /**
  * guest_memfd_tdx_contents: a section that is in the firmware's image

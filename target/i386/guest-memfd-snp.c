@@ -36,6 +36,18 @@ typedef struct SnpPageInfo {
 
 QEMU_BUILD_BUG_ON(sizeof(SnpPageInfo) != 0x70);
 
+/* SEV-SNP ABI specification, ID block */
+typedef struct SnpIdBlock {
+    uint8_t digest[GUEST_MEMFD_DIGEST];
+    uint8_t family_id[16];
+    uint8_t image_id[16];
+    uint32_t version;
+    uint32_t guest_svn;
+    uint64_t policy;
+} QEMU_PACKED SnpIdBlock;
+
+QEMU_BUILD_BUG_ON(sizeof(SnpIdBlock) != KVM_SEV_SNP_ID_BLOCK_SIZE);
+
 static uint8_t snp_digest[GUEST_MEMFD_DIGEST];
 static void *snp_cpuid_page;
 
@@ -215,7 +227,35 @@ static void measure_vmsas(LaunchMeasurementSevSnp *snp)
     }
 }
 
-bool guest_memfd_snp_launch_finish(uint64_t policy, uint64_t features)
+/*
+ * The platform refuses an ID block for another launch, but does not say for
+ * which it is.
+ */
+static void check_id_block(const struct kvm_sev_snp_launch_finish *finish,
+                           const LaunchMeasurementSevSnp *snp)
+{
+    const SnpIdBlock *block = (void *)(uintptr_t)finish->id_block_uaddr;
+    g_autofree char *digest = NULL;
+
+    if (!finish->id_block_en) {
+        return;
+    }
+    digest = guest_memfd_launch_hex(block->digest);
+    if (strcmp(digest, snp->digest_after_vmsas)) {
+        warn_report("id-block= is for the launch digest %s, and this launch "
+                    "has %s%s", digest, snp->digest_after_vmsas,
+                    strcmp(digest, snp->digest_before_vmsas) ? "" :
+                    "; it has to be the one after the VMSAs");
+    }
+    if (le64_to_cpu(block->policy) != snp->policy) {
+        warn_report("id-block= is for policy 0x%" PRIx64 ", and this guest "
+                    "has 0x%" PRIx64, le64_to_cpu(block->policy), snp->policy);
+    }
+}
+
+bool guest_memfd_snp_launch_finish(
+    const struct kvm_sev_snp_launch_start *start,
+    const struct kvm_sev_snp_launch_finish *finish, uint64_t features)
 {
     LaunchMeasurement *m;
     Error *err = NULL;
@@ -231,11 +271,12 @@ bool guest_memfd_snp_launch_finish(uint64_t policy, uint64_t features)
     m = g_new0(LaunchMeasurement, 1);
     m->type = LAUNCH_MEASUREMENT_TYPE_SEV_SNP;
     m->u.sev_snp.digest_before_vmsas = guest_memfd_launch_hex(snp_digest);
-    m->u.sev_snp.policy = policy;
+    m->u.sev_snp.policy = start->policy;
     m->u.sev_snp.guest_features = features | SVM_SEV_FEAT_SNP_ACTIVE;
     m->u.sev_snp.vcpu_signature = X86_CPU(first_cpu)->env.cpuid_version;
     measure_vmsas(&m->u.sev_snp);
     m->u.sev_snp.digest_after_vmsas = guest_memfd_launch_hex(snp_digest);
+    check_id_block(finish, &m->u.sev_snp);
     guest_memfd_launch_measured(m);
     return true;
 }

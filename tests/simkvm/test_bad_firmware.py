@@ -65,7 +65,7 @@ class BadFirmware:
                          path=self.dir)
         for size, reason in ((0, 'it is empty'),
                              (1000, '0x3e8 bytes, .* multiples of 0x10000'),
-                             (18 << 20, '0x1200000 bytes; .* up to 0x11f0000,'
+                             (18 << 20, '0x1200000 bytes; .* up to 0x1100000,'
                               ' as .* local APIC')):
             self.refuse(bytes(size), reason)
 

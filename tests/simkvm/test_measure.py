@@ -495,9 +495,9 @@ class BrokenTables(unittest.TestCase):
         measure.SnpLaunch(good)
         for data in b'', good[1:], good + bytes(4096):
             self.check('not a multiple of 64 KiB', data)
-        large = bytes(0x11e0000) + good
+        large = bytes(0x10f0000) + good
         measure.SnpLaunch(large)
-        self.check('0x1200000 bytes; there is room for 0x11f0000',
+        self.check('0x1110000 bytes; there is room for 0x1100000',
                    bytes(SIZE) + large)
 
     def test_no_table(self):

@@ -120,14 +120,18 @@ class IdBlocks(VmsaTest):
 
     def test_a_block_that_is_not_of_this_launch(self):
         wanted = self.wanted(2)
-        for reason, *block in (
-                ('Bad measurement', wanted.digest_before_vmsas()),
-                ('Bad measurement', self.wanted(3).digest()),
-                ('policy', wanted.digest(), 0xb0000),
-                ('parameter', wanted.digest(), POLICY, 2)):
+        has = f'and this launch has {wanted.digest().hex()}'
+        for warning, reason, *block in (
+                (has + '; it has to be the one after', 'Bad measurement',
+                 wanted.digest_before_vmsas()),
+                (has, 'Bad measurement', self.wanted(3).digest()),
+                ('for policy 0xb0000, and this guest has 0x30000', 'policy',
+                 wanted.digest(), 0xb0000),
+                ('', 'parameter', wanted.digest(), POLICY, 2)):
             for config in SEPARATE, IN_PLACE:
                 with self.subTest(reason=reason, config=config):
                     sim = self.launch_block(config, *block, status=1)
+                    self.assertIn(warning, sim.get_log())
                     self.assertRegex(
                         sim.get_log(),
                         f'(?i)SNP_LAUNCH_FINISH ret=-5 fw_error=.*{reason}')
