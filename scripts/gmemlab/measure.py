@@ -439,7 +439,7 @@ class TdxLaunch(Launch):
                     section.refuse('all of it is zeros')
             else:
                 self._check_memory(firmware, section, used)
-                data = bytes(size)
+                data = bytes(size) if measured else None
             if number == TDX_HOB and measured:
                 section.refuse('it is measured, but its contents depend on '
                                "the guest's memory")

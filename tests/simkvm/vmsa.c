@@ -118,7 +118,7 @@ static VmsaSegment table(const struct kvm_dtable *t)
 
 static int get_sregs(SimVcpu *vcpu, Vmsa *vmsa)
 {
-    struct kvm_sregs2 s;
+    struct kvm_sregs2 s = {};
     int ret = sim_vcpu_get(vcpu, KVM_GET_SREGS2, &s);
 
     vmsa->es = segment(&s.es);
@@ -142,7 +142,7 @@ static int get_sregs(SimVcpu *vcpu, Vmsa *vmsa)
 
 static int get_regs(SimVcpu *vcpu, Vmsa *vmsa)
 {
-    struct kvm_regs r;
+    struct kvm_regs r = {};
     int ret = sim_vcpu_get(vcpu, KVM_GET_REGS, &r);
 
     vmsa->rax = r.rax;
@@ -168,7 +168,7 @@ static int get_regs(SimVcpu *vcpu, Vmsa *vmsa)
 
 static int get_debugregs(SimVcpu *vcpu, Vmsa *vmsa)
 {
-    struct kvm_debugregs d;
+    struct kvm_debugregs d = {};
     int ret = sim_vcpu_get(vcpu, KVM_GET_DEBUGREGS, &d);
 
     vmsa->dr6 = d.dr6;
