@@ -218,6 +218,28 @@ class Tdx(RangesTest):
                     self.check_sections(sections, generation=generation,
                                         script=ONLY_LAUNCHED)
 
+    def test_a_reset_of_what_lives_elsewhere(self):
+        path = self.firmware([
+            (0, PAGE, 0xffff1000, PAGE, BFV, MEASURED),
+            (PAGE, PAGE, 0x800000, PAGE, CFV, MEASURED), self.HOB])
+        with open(path, 'rb') as f:
+            wanted = self.LAUNCH(f.read()).digest().hex()
+        for generation in 'g1', 'g2':
+            with self.subTest(generation=generation):
+                # A shutdown resets the guest; the device ends QEMU.
+                sim = self.play(f'''
+                    generation {generation}
+                    vcpu 0
+                    repeat 2
+                    shutdown
+                    end
+                    out 0xf4 4 1''', status=3, **self.guest(path, args=[
+                        '-action', 'reboot=reset', '-device',
+                        'isa-debug-exit,iobase=0xf4,iosize=4']))
+                self.assertEqual(
+                    [launch['digest'] for launch in sim.report['launches']],
+                    [wanted] * 3)
+
     def test_a_padded_image(self):
         path = self.firmware([self.CODE, self.HOB])
         with open(path, 'rb') as f:
