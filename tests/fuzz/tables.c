@@ -492,9 +492,34 @@ static uint64_t pick_number(const Head *head, const uint8_t *metadata,
     return n + deltas[pick(ARRAY_SIZE(deltas))];
 }
 
-/* Changes an entry of the table in the last bytes, or its length. */
-static void mutate_table(const Head *head, uint8_t *tail, size_t length,
-                         uint64_t number)
+/*
+ * A gpa where hashes of a kernel could be: in some section's first page, or
+ * behind it.  The section may be moved.
+ */
+static uint32_t pick_hashes(const Head *head, uint8_t *metadata, size_t length,
+                            uint64_t number)
+{
+    static const uint32_t deltas[] = { 0, 16, PAGE - 176, PAGE - 175, PAGE };
+    size_t size = section_size(head->mode);
+    uint8_t *section;
+
+    if (head->mode == TDX || length < 16 + size) {
+        return 0;
+    }
+    section = metadata + 16 + size * pick((length - 16) / size);
+    if (pick(2)) {
+        stl_le_p(section, pick(4) ? number & ~(PAGE - 1) : 0);
+        stl_le_p(section + 8, 0x10);
+    }
+    return read32(section) + deltas[pick(ARRAY_SIZE(deltas))];
+}
+
+/*
+ * Changes an entry of the table in the last bytes, or its length.
+ * @tail: of @length bytes; the metadata is before it
+ */
+static void mutate_table(const Head *head, uint8_t *metadata,
+                         uint8_t *tail, size_t length, uint64_t number)
 {
     static const char *const guids[] = {
         "96b582de-1fb2-45f7-baea-a366c55a082d",
@@ -503,20 +528,20 @@ static void mutate_table(const Head *head, uint8_t *tail, size_t length,
         "dc886566-984a-4798-a75e-5585a7bf67cc",
         "e47a6535-984a-4798-865e-4685a7bf8ec2",
     };
-    size_t at = length - TAIL + 16, entry_size;
+    const size_t table = length - TAIL + 16;
+    size_t at = table, entry_size;
     unsigned nr = pick(8);
     QemuUUID guid;
 
     /* Entry 0 is the table's own. */
     while (nr--) {
-        entry_size = at == length - TAIL + 16 ? ENTRY
-                                              : lduw_le_p(tail + at - ENTRY);
+        entry_size = at == table ? ENTRY : lduw_le_p(tail + at - ENTRY);
         if (entry_size < ENTRY || entry_size + ENTRY > at) {
             break;
         }
         at -= entry_size;
     }
-    switch (pick(8)) {
+    switch (pick(10)) {
     case 0:
         stw_le_p(tail + at - ENTRY, number);
         break;
@@ -539,10 +564,44 @@ static void mutate_table(const Head *head, uint8_t *tail, size_t length,
             stl_le_p(tail + at - ENTRY - 4, le32_to_cpu(head->distance));
         }
         break;
+    case 5:
+        if (at >= ENTRY + 8) {
+            stl_le_p(tail + at - ENTRY - 8,
+                     pick_hashes(head, metadata, tail - metadata, number));
+        }
+        break;
+    case 6:
+        /* The table is about as large as can be, and this entry is the rest */
+        stw_le_p(tail + table - ENTRY, UNIT - pick(64));
+        if (at < table) {
+            stw_le_p(tail + at - ENTRY, lduw_le_p(tail + table - ENTRY) -
+                     (table - at) - (pick(2) ? 0 : pick(ENTRY)));
+        }
+        break;
     default:
         if (at >= ENTRY + 4) {
             stl_le_p(tail + at - ENTRY - 4, number);
         }
+    }
+}
+
+/* Changes a number of a section, or what a section for TDX has of the file. */
+static void mutate_section(const Head *head, uint8_t *section, uint64_t number)
+{
+    unsigned field = pick(section_size(head->mode) / 4);
+
+    if (head->mode == TDX && pick(6) == 0) {
+        uint32_t size = PAGE * (1 + pick(3));
+
+        stl_le_p(section, PAGE * pick(image_units(head) * UNIT / PAGE + 1));
+        stl_le_p(section + 4, size - (pick(4) ? 0 : pick(PAGE)));
+        stq_le_p(section + 16, size);
+    } else if (field == (head->mode == TDX ? 6 : 2)) {
+        stl_le_p(section + 4 * field, pick(8) ? pick(6) : 0x10);
+    } else if (head->mode == TDX && (field == 2 || field == 4)) {
+        stq_le_p(section + 4 * field, number);
+    } else {
+        stl_le_p(section + 4 * field, number);
     }
 }
 
@@ -582,10 +641,26 @@ static void repair(const Head *head, uint8_t *metadata, size_t length)
     stl_le_p(metadata + 12, nr);
 }
 
+/* About as many sections as a TD_HOB of one page can list */
+static void fill_hob(Head *head, uint8_t *metadata, size_t length)
+{
+    uint8_t *last = metadata + length - section_size(head->mode);
+
+    if (head->mode != TDX) {
+        return;
+    }
+    memset(last, 0, 8);
+    stq_le_p(last + 8, MiB * (1 + pick(6)));
+    stq_le_p(last + 16, PAGE);
+    stl_le_p(last + 24, TDVF_SECTION_TYPE_TEMP_MEM);
+    head->more = cpu_to_le16(34 + pick(12));
+    repair(head, metadata, length);
+}
+
 static size_t mutate(uint8_t *data, size_t size, size_t max_size)
 {
     uint8_t *metadata = data + sizeof(Head);
-    size_t tail, length;
+    size_t tail, length, nr;
     uint64_t number;
     Head head;
 
@@ -607,8 +682,11 @@ static size_t mutate(uint8_t *data, size_t size, size_t max_size)
             head.units = "\1\1\1\2\x10\x40\x43\x44"[pick(8)];
             break;
         case 3:
-            head.more = cpu_to_le16(pick(2) ? 0 : pick(2) ? pick(60) :
-                                    1010 + pick(30));
+            head.more = cpu_to_le16(pick(2) ? 0 : pick(2) ? pick(60)
+                                                : 1010 + pick(30));
+            if (length >= 16 + section_size(head.mode) && pick(2)) {
+                fill_hob(&head, metadata, length);
+            }
             break;
         case 4:
             head.odd = pick(8) ? 0 : pick(256);
@@ -635,22 +713,14 @@ static size_t mutate(uint8_t *data, size_t size, size_t max_size)
     case 5:
     case 6:
         if (length >= 16 + section_size(head.mode)) {
-            uint8_t *section = metadata + 16 + section_size(head.mode) *
-                pick((length - 16) / section_size(head.mode));
-            unsigned field = pick(section_size(head.mode) / 4);
-
-            if (field == (head.mode == TDX ? 6 : 2)) {
-                stl_le_p(section + 4 * field, pick(8) ? pick(6) : 0x10);
-            } else if (head.mode == TDX && (field == 2 || field == 4)) {
-                stq_le_p(section + 4 * field, number);
-            } else {
-                stl_le_p(section + 4 * field, number);
-            }
+            nr = pick((length - 16) / section_size(head.mode));
+            mutate_section(&head, metadata + 16 + nr * section_size(head.mode),
+                           number);
         }
         break;
     default:
         if (tail >= TAIL + ENTRY) {
-            mutate_table(&head, metadata + length, tail, number);
+            mutate_table(&head, metadata, metadata + length, tail, number);
         }
     }
     if (length >= 16 && pick(4) == 0) {
