@@ -72,12 +72,15 @@
  * PageStateRequest: the conversion that the vCPU of this thread asked for last
  * @pending: it is that of a hypercall, and is to be gone on with
  * @rebuilds: of the guest so far; the guest of a new VM has not asked for it
+ * @asked_gpa, @asked_size: the whole of it, in bytes
  * @gpa, @size: bytes that are left to convert
  * @spent: microseconds that were spent on it since it came forward
  */
 typedef struct PageStateRequest {
     bool pending;
     unsigned rebuilds;
+    hwaddr asked_gpa;
+    hwaddr asked_size;
     hwaddr gpa;
     hwaddr size;
     bool private;
@@ -120,6 +123,17 @@ static int64_t retry_us(void)
     return current_machine->cgs->retries ? RETRY_US : RETRY_FATAL_US;
 }
 
+static void request_begin(hwaddr gpa, hwaddr size, bool private)
+{
+    request = (PageStateRequest) {
+        .asked_gpa = gpa,
+        .asked_size = size,
+        .gpa = gpa,
+        .size = size,
+        .private = private,
+    };
+}
+
 /*
  * Convert what is left of the request.  Returns 0; -EINTR, and it is to be gone
  * on with; -EAGAIN, or -EINVAL.
@@ -145,7 +159,10 @@ static int request_convert(void)
     case 0:
     case -EINTR:
     case -EINVAL:
+        return ret;
     case -EAGAIN:
+        /* A page was busy for all of the time. */
+        request.spent = retry_us();
         return ret;
     case -ENOMEM:
         return -EAGAIN;
@@ -218,11 +235,8 @@ bool kvm_guest_memfd_hypercall(CPUState *cpu, struct kvm_run *run, int *ret)
         run->hypercall.ret = EINVAL;
         return true;
     }
-    request = (PageStateRequest) {
-        .gpa = run->hypercall.args[0],
-        .size = pages * HC_PAGE_SIZE,
-        .private = attributes & HC_PRIVATE,
-    };
+    request_begin(run->hypercall.args[0], pages * HC_PAGE_SIZE,
+                  attributes & HC_PRIVATE);
     *ret = request_answer(cpu, run);
     return true;
 }
@@ -280,14 +294,14 @@ static int fault_serve(hwaddr gpa, hwaddr size, bool private)
 {
     int ret;
 
-    /* A fault that was interrupted comes again by itself. */
-    if (request.gpa != gpa || request.size != size ||
-        request.private != private) {
-        request = (PageStateRequest) {
-            .gpa = gpa,
-            .size = size,
-            .private = private,
-        };
+    /*
+     * A fault that was interrupted, or found no memory, comes again by itself,
+     * and is gone on with: else converting its beginning anew, which others
+     * may undo, would count as coming forward, for ever.
+     */
+    if (request.asked_gpa != gpa || request.asked_size != size ||
+        request.private != private || !request.size) {
+        request_begin(gpa, size, private);
     }
     ret = guest_memfd_is_required(current_machine) ? request_convert()
                                                    : -EINVAL;
