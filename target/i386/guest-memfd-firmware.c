@@ -12,6 +12,7 @@
 #include "qemu/datadir.h"
 #include "qemu/error-report.h"
 #include "sev.h"
+#include "system/address-spaces.h"
 #include "gmem/target/i386/guest-memfd-tables.h"
 
 static bool has_tables;
@@ -109,6 +110,21 @@ void guest_memfd_check_kernel(const MachineState *ms)
     }
 }
 
+/* GuestMemfdIsOnePiece */
+static bool is_one_piece(uint64_t gpa, uint64_t size)
+{
+    MemoryRegionSection section = memory_region_find(get_system_memory(), gpa,
+                                                     size);
+    bool is_one = section.mr && memory_region_is_ram(section.mr) &&
+                  section.offset_within_address_space == gpa &&
+                  int128_eq(section.size, int128_make64(size));
+
+    if (section.mr) {
+        memory_region_unref(section.mr);
+    }
+    return is_one;
+}
+
 /* For SEV-SNP and TDX guests.  RAM below 4 GiB has its place by now. */
 static bool check_image(const MachineState *ms, const void *image, size_t size,
                         Error **errp)
@@ -118,7 +134,7 @@ static bool check_image(const MachineState *ms, const void *image, size_t size,
     bool hashes;
 
     if (is_tdx_vm()) {
-        guest_memfd_check_tdx_tables(image, size, ram, errp);
+        guest_memfd_check_tdx_tables(image, size, ram, is_one_piece, errp);
     } else if (sev_snp_enabled()) {
         hashes = object_property_get_bool(OBJECT(ms->cgs), "kernel-hashes",
                                           &error_abort);
@@ -127,7 +143,8 @@ static bool check_image(const MachineState *ms, const void *image, size_t size,
                        "but there is no -kernel");
             return false;
         }
-        guest_memfd_check_snp_tables(image, size, ram, hashes, errp);
+        guest_memfd_check_snp_tables(image, size, ram, is_one_piece, hashes,
+                                     errp);
     }
     if (*errp) {
         error_prepend(errp, "firmware '%s': ", firmware_name(ms));

@@ -113,6 +113,7 @@ static const QemuUUID tdvf_guid = {
  * @end: where the last entry ends, which stands next to the table's own
  * @gpa: where the guest finds it
  * @ram: where RAM below 4 GiB ends
+ * @is_one_piece: of RAM there
  */
 typedef struct Image {
     const uint8_t *data;
@@ -121,6 +122,7 @@ typedef struct Image {
     const uint8_t *end;
     uint64_t gpa;
     uint64_t ram;
+    GuestMemfdIsOnePiece *is_one_piece;
 } Image;
 
 /*
@@ -135,7 +137,8 @@ typedef struct Section {
 } Section;
 
 static bool read_image(Image *image, const uint8_t *data, size_t size,
-                       uint64_t ram, Error **errp)
+                       uint64_t ram, GuestMemfdIsOnePiece *is_one_piece,
+                       Error **errp)
 {
     const uint8_t *footer;
     EntryEnd end;
@@ -171,6 +174,7 @@ static bool read_image(Image *image, const uint8_t *data, size_t size,
         .gpa = 4 * GiB - size,
         /* Large RAM of machine "pc" is behind the image: max-ram-below-4g */
         .ram = MIN(ram, 4 * GiB - size),
+        .is_one_piece = is_one_piece,
     };
     return true;
 }
@@ -317,6 +321,13 @@ static bool check_section(const Image *image, const Section *s, bool in_image,
                    in_image ? ", and the image" : "");
         return false;
     }
+    if (is_in_ram(image, s) && !image->is_one_piece(s->gpa, s->size)) {
+        error_setg(errp, "section %u (%s) of its metadata asks for 0x%" PRIx64
+                   " bytes at gpa 0x%" PRIx64 ", which are not in one piece "
+                   "of RAM; let no NUMA node end there", s->number, s->name,
+                   s->size, s->gpa);
+        return false;
+    }
     return true;
 }
 
@@ -393,8 +404,9 @@ static bool check_hashes(const Image *image, const Section *s, Error **errp)
 }
 
 bool guest_memfd_check_snp_tables(const uint8_t *data, size_t size,
-                                  uint64_t ram, bool kernel_hashes,
-                                  Error **errp)
+                                  uint64_t ram,
+                                  GuestMemfdIsOnePiece *is_one_piece,
+                                  bool kernel_hashes, Error **errp)
 {
     g_autofree Section *sections = NULL;
     bool has_hashes = false;
@@ -403,7 +415,7 @@ bool guest_memfd_check_snp_tables(const uint8_t *data, size_t size,
     size_t offset;
     Image image;
 
-    if (!read_image(&image, data, size, ram, errp) ||
+    if (!read_image(&image, data, size, ram, is_one_piece, errp) ||
         !read_entry(&image, &sev_reset_guid, "the SEV-ES reset block", &reset,
                     1, errp)) {
         return false;
@@ -517,7 +529,9 @@ static bool check_tdvf_section(const Image *image, const Section *s,
 }
 
 bool guest_memfd_check_tdx_tables(const uint8_t *data, size_t size,
-                                  uint64_t ram, Error **errp)
+                                  uint64_t ram,
+                                  GuestMemfdIsOnePiece *is_one_piece,
+                                  Error **errp)
 {
     g_autofree Section *sections = NULL;
     uint64_t hob_size = 0, hob_needs;
@@ -526,7 +540,7 @@ bool guest_memfd_check_tdx_tables(const uint8_t *data, size_t size,
     size_t offset;
     Image image;
 
-    if (!read_image(&image, data, size, ram, errp) ||
+    if (!read_image(&image, data, size, ram, is_one_piece, errp) ||
         !read_metadata(&image, &tdvf_guid, "TDVF", sizeof(TdvfSection),
                        &metadata, &offset, errp)) {
         return false;

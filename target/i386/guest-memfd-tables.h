@@ -18,10 +18,17 @@
 #define GUEST_MEMFD_FIRMWARE_MAX 0x1100000
 
 /**
+ * GuestMemfdIsOnePiece: is RAM there in one block?
+ * @gpa, @size: bytes, below the end of RAM
+ */
+typedef bool GuestMemfdIsOnePiece(uint64_t gpa, uint64_t size);
+
+/**
  * guest_memfd_check_snp_tables: can an SEV-SNP guest be launched with these?
  * @image: the firmware, as it is in its file
  * @size: of it in bytes
  * @ram: where the guest's RAM below 4 GiB ends, a gpa
+ * @is_one_piece: asked for each section
  * @kernel_hashes: hashes of a kernel are to be measured
  *
  * Pages of the image, the metadata "ASEV" (OVMF's OvmfSevMetadata) and the
@@ -29,8 +36,9 @@
  * Returns: false and an error if not.  Needs no lock.
  */
 bool guest_memfd_check_snp_tables(const uint8_t *image, size_t size,
-                                  uint64_t ram, bool kernel_hashes,
-                                  Error **errp);
+                                  uint64_t ram,
+                                  GuestMemfdIsOnePiece *is_one_piece,
+                                  bool kernel_hashes, Error **errp);
 
 /**
  * guest_memfd_check_tdx_tables: can a TDX guest be launched with these?
@@ -38,6 +46,8 @@ bool guest_memfd_check_snp_tables(const uint8_t *image, size_t size,
  * As above, for the metadata "TDVF" (TDX Virtual Firmware Design Guide).
  */
 bool guest_memfd_check_tdx_tables(const uint8_t *image, size_t size,
-                                  uint64_t ram, Error **errp);
+                                  uint64_t ram,
+                                  GuestMemfdIsOnePiece *is_one_piece,
+                                  Error **errp);
 
 #endif

@@ -69,6 +69,19 @@ class RangesTest(test_launch.LaunchTest):
             self.assertEqual(sim.report['exits'], 0)
             self.assertFalse(sim.report['launch']['finished'])
 
+    def check_nodes(self, sections):
+        """A section of 8 KiB at 0x7fff000 is in the RAM of one node."""
+        args = ['-object', 'memory-backend-ram,id=node0,size=128M', '-numa',
+                'node,memdev=node0', '-object',
+                'memory-backend-ram,id=node1,size=128M', '-numa',
+                'node,memdev=node1']
+        self.refuse_sections(sections, r'section 2 \(\w+\) of its metadata '
+                             'asks for 0x2000 bytes at gpa 0x7fff000, which '
+                             'are not in one piece of RAM; .* NUMA',
+                             args=args)
+        for generation in 'g1', 'g2':
+            self.check_sections(sections, generation=generation)
+
     def check_conversions(self):
         """A page that is busy for a moment is retried; other errors end it."""
         call = 'KVM_SET_MEMORY_ATTRIBUTES2'
@@ -146,6 +159,9 @@ class Snp(RangesTest):
         self.refuse_sections(
             [*self.NEEDED, (0x800000, PAGE, SEC_MEM)],
             'section 2 .* RAM up to 0x800000', size='8M')
+
+    def test_a_section_in_two_nodes(self):
+        self.check_nodes([*self.NEEDED, (0x7fff000, 2 * PAGE, SEC_MEM)])
 
     def test_a_launch_that_is_interrupted_goes_on(self):
         sim, _ = self.check_sections(self.NEEDED, '''
@@ -345,6 +361,10 @@ class Tdx(RangesTest):
                 (offset, PAGE, 0x800000, PAGE, CFV, MEASURED), self.CODE,
                 self.HOB, (0, 0, 0x5000, PAGE, TEMP_MEM, 0)],
                 backend='memory-backend-ram,prealloc=' + prealloc)
+
+    def test_a_section_in_two_nodes(self):
+        self.check_nodes([self.CODE, self.HOB,
+                          (0, 0, 0x7fff000, 2 * PAGE, TEMP_MEM, 0)])
 
     def test_a_launch_that_is_interrupted_goes_on(self):
         sim, _ = self.check_sections([self.CODE, self.HOB], '''
