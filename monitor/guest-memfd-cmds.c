@@ -271,12 +271,17 @@ static void print_option(Monitor *mon, const char *option, const char *value)
     monitor_printf(mon, " %s %s", option, quoted);
 }
 
-/* Where the firmware is, as a verifier's tool needs it; -L counts. */
+/*
+ * Where the firmware is, as a verifier's tool needs it; -L counts.  NULL if an
+ * IGVM file has it.
+ */
 static char *firmware_file(void)
 {
     const char *name = current_machine->firmware;
 
-    return name ? qemu_find_file(QEMU_FILE_TYPE_BIOS, name) : NULL;
+    return name && !object_property_get_link(OBJECT(current_machine),
+                                             "igvm-cfg", NULL)
+           ? qemu_find_file(QEMU_FILE_TYPE_BIOS, name) : NULL;
 }
 
 /* Options that sev-snp-measure and scripts/launch-digest have in common */

@@ -225,6 +225,25 @@ SEV_SECTIONS = {
 }
 
 
+SECTOR = 512
+MULTIBOOT = struct.pack('<I', 0x1badb002)
+
+
+def check_kernel(kernel):
+    """QEMU makes hashes of it: it has the header of Linux's boot protocol."""
+    if len(kernel) < 2 * SECTOR or len(kernel) >= 1 << 31:
+        raise LabError(f'the kernel has {len(kernel)} bytes; QEMU takes '
+                       f'{2 * SECTOR} to 2 GiB less one')
+    if kernel[0x202:0x206] != b'HdrS' and (
+            kernel.startswith(b'\x7fELF') or
+            MULTIBOOT in [kernel[at:at + 4] for at in range(0, 8192, 4)]):
+        raise LabError('QEMU makes no hashes of multiboot and PVH kernels')
+    setup = ((kernel[0x1f1] or 4) + 1) * SECTOR
+    if setup > len(kernel):
+        raise LabError(f'the kernel has {len(kernel)} bytes, and its header '
+                       f'says that {setup} are its setup')
+
+
 def kernel_hashes(kernel, initrd=b'', append=''):
     """The table of hashes that QEMU makes of a directly booted kernel."""
     def entry(guid, data):
@@ -256,7 +275,9 @@ CPU_TYPES = {                   # family, model, stepping
 
 def cpu_signature(cpu_type):
     """EAX of CPUID leaf 1, for a CPU model of QEMU or a version of it."""
-    known = re.sub(r'(-IBPB)?(-v[0-9]+)?$', '', cpu_type)
+    known = re.sub('-v[0-9]+$', '', cpu_type)
+    if known == 'EPYC-IBPB':        # another name of a version
+        known = 'EPYC'
     if known not in CPU_TYPES:
         raise LabError(f'the CPU model {cpu_type!r} is not one of '
                        f"{', '.join(CPU_TYPES)}; for others, and for "

@@ -22,6 +22,21 @@
 struct TdxGuest;
 
 /**
+ * guest_memfd_snp_check_policy: can this be a guest's policy?
+ *
+ * Ends QEMU if not: KVM refuses it, and does not say why.
+ */
+void guest_memfd_snp_check_policy(uint64_t policy);
+
+/**
+ * guest_memfd_snp_reset_vcpu: @cpu, in QEMU's state, starts where the firmware
+ * says
+ *
+ * For all but the first, also if the firmware was read before @cpu was made.
+ */
+void guest_memfd_snp_reset_vcpu(CPUState *cpu);
+
+/**
  * guest_memfd_snp_launch_check: can QEMU look at pages that it will launch?
  * @gpa, @size: bytes
  */

@@ -8,6 +8,8 @@
  */
 #include "qemu/osdep.h"
 #include <linux/psp-sev.h>
+#include "hw/i386/guest-memfd-firmware.h"
+#include "hw/i386/pc.h"
 #include "hw/i386/x86.h"
 #include "qapi/error.h"
 #include "qemu/error-report.h"
@@ -20,6 +22,10 @@
 #include "gmem/target/i386/guest-memfd-vmsa.h"
 
 #define SNP_PAGE_SIZE (4 * KiB)
+/* The SEV-ES reset block of OVMF: where vCPUs start */
+#define SEV_RESET_GUID "00f771de-1a7e-4fcb-890e-68c77e2fb44e"
+
+#define SNP_POLICY_ONE BIT_ULL(17)      /* SEV-SNP ABI specification, POLICY */
 #define SNP_PAGE_TYPE_VMSA 2    /* KVM adds these pages itself */
 
 /* Answers of EIO in a row that end a launch; see the use. */
@@ -102,6 +108,33 @@ static void measure(uint8_t type, hwaddr gpa, hwaddr size,
 static bool has_igvm(void)
 {
     return X86_MACHINE(current_machine)->igvm;
+}
+
+void guest_memfd_snp_check_policy(uint64_t policy)
+{
+    if (!(policy & SNP_POLICY_ONE)) {
+        error_report("policy=0x%" PRIx64 " of sev-snp-guest cannot be: bit 17 "
+                     "is always set, as in 0x30000 (which also allows SMT)",
+                     policy);
+        exit(EXIT_FAILURE);
+    }
+}
+
+void guest_memfd_snp_reset_vcpu(CPUState *cpu)
+{
+    CPUX86State *env = cpu_env(cpu);
+    uint32_t start;
+    uint8_t *data;
+
+    if (!sev_snp_enabled() || !cpu->cpu_index ||
+        !guest_memfd_has_tables(NULL) ||
+        !pc_system_ovmf_table_find(SEV_RESET_GUID, &data, NULL)) {
+        return;
+    }
+    start = ldl_le_p(data);
+    cpu_x86_load_seg_cache(env, R_CS, 0xf000, start & 0xffff0000, 0xffff,
+                           env->segs[R_CS].flags);
+    env->eip = start & 0xffff;
 }
 
 void guest_memfd_snp_launch_check(hwaddr gpa, hwaddr size)
@@ -224,7 +257,40 @@ static void measure_vmsas(LaunchMeasurementSevSnp *snp)
         guest_memfd_launch_note(GUEST_MEMFD_VMSA_GPA, GUEST_MEMFD_VMSA_SIZE,
                                 "vmsa", vmsa, &error_fatal);
         snp->vcpus++;
+        if (X86_CPU(cpu)->env.cpuid_version != snp->vcpu_signature) {
+            warn_report("vCPUs have the signatures 0x%x and 0x%x; the first "
+                        "is told as that of all", snp->vcpu_signature,
+                        (uint32_t)X86_CPU(cpu)->env.cpuid_version);
+        }
     }
+}
+
+/* KVM takes a block of that size, and looks at none without the other. */
+static bool check_id_auth(const struct kvm_sev_snp_launch_finish *finish,
+                          Error **errp)
+{
+    g_autofree char *base64 = NULL;
+    g_autofree guchar *auth = NULL;
+    gsize size;
+
+    if (!finish->id_block_en && !finish->id_auth_uaddr) {
+        return true;
+    }
+    if (!finish->id_block_en || !finish->id_auth_uaddr) {
+        error_setg(errp, "id-block= and id-auth= of sev-snp-guest belong "
+                   "together: give both, or none");
+        return false;
+    }
+    base64 = object_property_get_str(OBJECT(current_machine->cgs), "id-auth",
+                                     &error_abort);
+    auth = g_base64_decode(base64, &size);
+    if (size != KVM_SEV_SNP_ID_AUTH_SIZE) {
+        error_setg(errp, "id-auth= of sev-snp-guest has %zu bytes, and the ID "
+                   "authentication information structure has %u", size,
+                   KVM_SEV_SNP_ID_AUTH_SIZE);
+        return false;
+    }
+    return true;
 }
 
 /*
@@ -260,6 +326,10 @@ bool guest_memfd_snp_launch_finish(
     LaunchMeasurement *m;
     Error *err = NULL;
 
+    if (!check_id_auth(finish, &err)) {
+        guest_memfd_launch_failed(err);
+        return false;
+    }
     if (guest_memfd_in_place()) {
         qemu_vfree(snp_cpuid_page);
         snp_cpuid_page = NULL;

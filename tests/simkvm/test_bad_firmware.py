@@ -4,6 +4,7 @@
 Each ends QEMU with the reason and exit status 1, separate and in place, before
 the guest runs; test_launch_ranges has sections that are in order as such.
 """
+import base64
 import os
 import struct
 
@@ -63,6 +64,10 @@ class BadFirmware:
                          path=missing)
         self.refuse_call(f"firmware '{self.dir}': .* it is a directory",
                          path=self.dir)
+        fifo = os.path.join(self.dir, 'fifo')
+        os.mkfifo(fifo)
+        self.refuse_call(f"firmware '{fifo}': .* it is no regular file",
+                         path=fifo)
         for size, reason in ((0, 'it is empty'),
                              (1000, '0x3e8 bytes, .* multiples of 0x10000'),
                              (18 << 20, '0x1200000 bytes; .* up to 0x1100000,'
@@ -199,11 +204,46 @@ class Snp(BadFirmware, test_launch.SnpLaunchTest):
                          machine='microvm')
 
     def test_kernels(self):
-        for path, reason in ((self.file('empty', b''), 'it is empty'),
-                             (self.dir, 'it is a directory'),
-                             (f'{self.dir}/missing', 'No such file')):
+        header = bytes(0x1f1) + b'\xff' + bytes(16) + b'HdrS' + bytes(9000)
+        for path, reason in (
+                (self.file('empty', b''), 'it is empty'),
+                (self.dir, 'it is a directory'),
+                (f'{self.dir}/missing', 'No such file'),
+                ('/dev/zero', 'it is no regular file'),
+                (self.file('small', bytes(1023)),
+                 'it has 1023 bytes, too few for any kernel'),
+                (self.file('setup', header), 'it has 9518 bytes, and says in '
+                 'its header that 131072 are its setup')):
             self.refuse_call(f"kernel '{path}': it cannot be used: {reason}",
                              args=['-kernel', path])
+
+    def test_initrds(self):
+        _, args = self.kernel()
+        for path, reason in ((self.dir, 'it is a directory'),
+                             (f'{self.dir}/missing', 'No such file')):
+            self.refuse_call(f"initrd '{path}': it cannot be used: {reason}",
+                             args=[*args, '-initrd', path])
+        self.check(args=[*args, '-initrd', self.file('empty', b'')])
+
+    def test_a_device_tree_in_the_kernel(self):
+        _, args = self.kernel()
+        self.refuse_call('-dtb cannot be used with kernel-hashes=on',
+                         confidential=snp(',kernel-hashes=on'),
+                         args=[*args, '-dtb', self.file('dtb', b'dtb')])
+
+    def test_policy(self):
+        self.refuse_call('policy=0x0 of sev-snp-guest cannot be: bit 17',
+                         confidential=snp(',policy=0'))
+
+    def test_half_an_id_block(self):
+        block = ',id-block=' + base64.b64encode(bytes(96)).decode()
+        auth = ',id-auth=' + base64.b64encode(bytes(4096)).decode()
+        short = ',id-auth=' + base64.b64encode(bytes(100)).decode()
+        for properties, reason in (
+                (block, 'id-block= and id-auth= .* belong together'),
+                (auth, 'id-block= and id-auth= .* belong together'),
+                (block + short, 'id-auth= .* has 100 bytes, .* has 4096')):
+            self.refuse_call(reason, confidential=snp(properties))
 
 
 class Tdx(BadFirmware, test_launch.TdxLaunchTest):

@@ -10,7 +10,9 @@ import errno
 import os
 import re
 import shutil
+import struct
 
+from gmemlab import measure
 from gmemlab.machine import GUEST_MEMFD, wait_for
 from gmemlab.simkvm import lacks_tdx, snp
 from qemu.qmp import ExecuteError
@@ -18,6 +20,7 @@ from simtest import SimTest
 from test_hostile import Hostile
 from test_in_place_faults import ERRNOS, THREADS
 from test_launch import SnpLaunchTest, TdxLaunchTest
+from test_launch_ranges import with_table
 
 CONVERT = 'KVM_SET_MEMORY_ATTRIBUTES2'
 # Lines that reset a guest, and that end it: a shutdown resets it.
@@ -651,17 +654,79 @@ class InPlace(Resets):
         self.assertIn('has 0x20000 bytes now, and had 0x10000', log)
         self.assertIn(f"'{path}' cannot be read any more", log)
 
+    def test_firmware_with_other_tables(self):
+        path = os.path.join(self.dir, 'firmware')
+        shutil.copy(self.image, path)
+        with open(path, 'rb') as f:
+            first = f.read()
+        # The tables are elsewhere; what stood there before stays.
+        other = with_table(first, *self.TABLE)
+        sim = self.begin(self.FAULTS.format(self), path=path, cpus=2)
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        with open(path, 'wb') as f:
+            f.write(other.replace(self.TABLE[0], b'gone'))
+        self.fail_to_reset(sim)
+        self.assertRegex(sim.get_log(), f"cannot be reset.*firmware '{path}': "
+                         'at offset .* there is no')
+        os.unlink(path)
+        os.mkfifo(path)
+        self.fail_to_reset(sim, 2)
+        os.unlink(path)
+        with open(path, 'wb') as f:
+            f.write(other)
+        self.reset(sim)
+        sim.cmd('cont')
+        self.wait_said(sim, 'n')
+        answer = sim.cmd('query-launch-measurement')
+        self.assertIsNone(measure.first_difference(self.wanted(other), answer))
+        self.assertIsNotNone(measure.first_difference(self.wanted(first),
+                                                      answer))
+
 
 class Snp(InPlace, SnpLaunchTest):
     """SEV-SNP."""
 
     PAGES = 'SNP_LAUNCH_UPDATE_PAGE'
+    TABLE = (b'ASEV', '<3I', [(0x7000, 4096, 2), (0x8000, 4096, 3)])
+
+    @staticmethod
+    def wanted(image):
+        """Its launch, with two vCPUs."""
+        return measure.SnpLaunch(image, vcpus=measure.Vcpus(
+            2, measure.cpu_signature('qemu64')))
+
+    def test_firmware_where_vcpus_start_elsewhere(self):
+        path = os.path.join(self.dir, 'firmware')
+        with open(self.image, 'rb') as f:
+            first = f.read()
+        at = first.index(measure.SEV_ES_RESET_BLOCK.bytes_le) - 6
+        other = first[:at] + struct.pack('<I', 0xfffff123) + first[at + 4:]
+        shutil.copy(self.image, path)
+        sim = self.begin(self.FAULTS.format(self), path=path, cpus=2)
+        sim.cmd('cont')
+        self.wait_said(sim, 'u')
+        with open(path, 'wb') as f:
+            f.write(other)
+        self.reset(sim)
+        sim.cmd('cont')
+        self.wait_said(sim, 'n')
+        self.assertIsNone(measure.first_difference(
+            self.wanted(other), sim.cmd('query-launch-measurement')))
 
 
 class Tdx(InPlace, TdxLaunchTest):
     """TDX."""
 
     PAGES = 'TDX_INIT_MEM_REGION_PAGE'
+    TABLE = (b'TDVF', '<2I2Q2I',
+             [(0, 0x10000, 0xffff0000, 0x10000, 0, 1),
+              (0, 0, 0x4000, 4096, 2, 0), (0, 0, 0x6000, 4096, 3, 0)])
+
+    @staticmethod
+    def wanted(image):
+        """Its launch."""
+        return measure.TdxLaunch(image)
 
 
 class HostileGuests(Hostile):

@@ -65,6 +65,34 @@ class Vmsas(VmsaTest):
                 self.check_vcpus(config, 3, machine=machine)
 
 
+class Plugged(VmsaTest):
+    """vCPUs that QEMU makes when it has read the firmware."""
+
+    def test_vcpus_by_device(self):
+        device = 'EPYC-x86_64-cpu,socket-id=0,thread-id=0,core-id='
+        for config in SEPARATE, IN_PLACE:
+            with self.subTest(config=config):
+                # A shutdown resets the guest; the device ends QEMU.
+                sim = self.play(config + '''
+                    vcpu all
+                    barrier
+                    barrier
+                    halt
+                    vcpu 0
+                    barrier
+                    shutdown
+                    barrier
+                    out 0xf4 4 1''', status=3, **self.guest(
+                        cpus='1,maxcpus=4', args=[
+                            '-cpu', 'EPYC', '-device', device + '1',
+                            '-device', device + '3',
+                            '-action', 'reboot=reset', '-device',
+                            'isa-debug-exit,iobase=0xf4,iosize=4']))
+                self.assertEqual(len(sim.report['launches']), 2)
+                for launched in sim.report['launches']:
+                    self.check_digests(launched, self.wanted(3, 'EPYC'))
+
+
 class Resets(VmsaTest):
     """A reset launches the guest anew, with new vCPUs."""
 

@@ -25,7 +25,7 @@ void guest_memfd_check_bios(const MachineState *ms, const char *name,
 /** guest_memfd_check_pflash: can the firmware be in a flash device? */
 void guest_memfd_check_pflash(const MachineState *ms);
 
-/** guest_memfd_check_kernel: can the file of -kernel be one? */
+/** guest_memfd_check_kernel: can -kernel and -initrd be what they name? */
 void guest_memfd_check_kernel(const MachineState *ms);
 
 /**
@@ -34,6 +34,13 @@ void guest_memfd_check_kernel(const MachineState *ms);
  * @size: bytes
  */
 void guest_memfd_check_tables(const void *image, int size);
+
+/**
+ * guest_memfd_forget_table: QEMU parses the firmware's table, perhaps again
+ * @end: where its copy of it ends, or NULL; becomes NULL
+ * @size: of that, in bytes
+ */
+void guest_memfd_forget_table(uint8_t **end, int *size);
 
 /**
  * guest_memfd_has_tables: is the firmware loaded, and its tables parsed?
