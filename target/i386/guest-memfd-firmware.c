@@ -20,12 +20,13 @@ static char *firmware;          /* path of what was loaded */
 
 /*
  * Says why @path is no file with contents, NULL if it is one.  To be freed.
- * @size: bytes
+ * @size: bytes, -1 if that is not known
  */
 static char *what_is_wrong(const char *path, int64_t *size)
 {
     struct stat st;
 
+    *size = -1;
     if (stat(path, &st) < 0 || access(path, R_OK) < 0) {
         return g_strdup(strerror(errno));
     }

@@ -403,6 +403,22 @@ static bool check_hashes(const Image *image, const Section *s, Error **errp)
     return true;
 }
 
+static bool check_reset_block(const Image *image, Error **errp)
+{
+    uint32_t start;
+
+    if (!read_entry(image, &sev_reset_guid, "the SEV-ES reset block", &start,
+                    1, errp)) {
+        return false;
+    }
+    if (!start) {
+        error_setg(errp, "its SEV-ES reset block gives 0 as the address where "
+                   "vCPUs start");
+        return false;
+    }
+    return true;
+}
+
 bool guest_memfd_check_snp_tables(const uint8_t *data, size_t size,
                                   uint64_t ram,
                                   GuestMemfdIsOnePiece *is_one_piece,
@@ -410,22 +426,14 @@ bool guest_memfd_check_snp_tables(const uint8_t *data, size_t size,
 {
     g_autofree Section *sections = NULL;
     bool has_hashes = false;
-    uint32_t reset, i;
+    uint32_t i;
     Metadata metadata;
     size_t offset;
     Image image;
 
     if (!read_image(&image, data, size, ram, is_one_piece, errp) ||
-        !read_entry(&image, &sev_reset_guid, "the SEV-ES reset block", &reset,
-                    1, errp)) {
-        return false;
-    }
-    if (!reset) {
-        error_setg(errp, "its SEV-ES reset block gives 0 as the address where "
-                   "vCPUs start");
-        return false;
-    }
-    if (!read_metadata(&image, &asev_guid, "ASEV", sizeof(AsevSection),
+        !check_reset_block(&image, errp) ||
+        !read_metadata(&image, &asev_guid, "ASEV", sizeof(AsevSection),
                        &metadata, &offset, errp)) {
         return false;
     }
@@ -528,14 +536,37 @@ static bool check_tdvf_section(const Image *image, const Section *s,
     return true;
 }
 
+/*
+ * @hobs: how many sections there are for it, one of @size bytes
+ * @in_ram: how many sections that QEMU finds in RAM
+ */
+static bool check_hob(uint32_t hobs, uint64_t size, uint32_t in_ram,
+                      Error **errp)
+{
+    uint64_t needs = HOB_ENDS + HOB_AREA * (2 + 2 * (uint64_t)in_ram);
+
+    if (hobs != 1) {
+        error_setg(errp, "its metadata has %u sections TD_HOB, and there has "
+                   "to be one", hobs);
+        return false;
+    }
+    if (size < needs) {
+        error_setg(errp, "its section TD_HOB has 0x%" PRIx64 " bytes, and may "
+                   "need 0x%" PRIx64 " to describe RAM with %u sections in it",
+                   size, needs, in_ram);
+        return false;
+    }
+    return true;
+}
+
 bool guest_memfd_check_tdx_tables(const uint8_t *data, size_t size,
                                   uint64_t ram,
                                   GuestMemfdIsOnePiece *is_one_piece,
                                   Error **errp)
 {
     g_autofree Section *sections = NULL;
-    uint64_t hob_size = 0, hob_needs;
     uint32_t i, in_ram = 0, hobs = 0;
+    uint64_t hob_size = 0;
     Metadata metadata;
     size_t offset;
     Image image;
@@ -582,17 +613,6 @@ bool guest_memfd_check_tdx_tables(const uint8_t *data, size_t size,
             hobs++;
         }
     }
-    if (hobs != 1) {
-        error_setg(errp, "its metadata has %u sections TD_HOB, and there has "
-                   "to be one", hobs);
-        return false;
-    }
-    hob_needs = HOB_ENDS + HOB_AREA * (2 + 2 * (uint64_t)in_ram);
-    if (hob_size < hob_needs) {
-        error_setg(errp, "its section TD_HOB has 0x%" PRIx64 " bytes, and may "
-                   "need 0x%" PRIx64 " to describe RAM with %u sections in it",
-                   hob_size, hob_needs, in_ram);
-        return false;
-    }
-    return check_overlaps(sections, metadata.sections, errp);
+    return check_hob(hobs, hob_size, in_ram, errp) &&
+           check_overlaps(sections, metadata.sections, errp);
 }
