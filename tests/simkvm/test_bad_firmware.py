@@ -106,6 +106,21 @@ class BadFirmware:
         self.refuse(self.firmware(good[:4] + number(DISTANCE + 1) +
                                   good[8:]), 'in a length of 0x801 bytes')
 
+    def check_kernels(self):
+        """-kernel that is none"""
+        header = bytes(0x1f1) + b'\xff' + bytes(16) + b'HdrS' + bytes(9000)
+        for path, reason in (
+                (self.file('empty', b''), 'it is empty'),
+                (self.dir, 'it is a directory'),
+                (f'{self.dir}/missing', 'No such file'),
+                ('/dev/zero', 'it is no regular file'),
+                (self.file('small', bytes(1023)),
+                 'it has 1023 bytes, too few for any kernel'),
+                (self.file('setup', header), 'it has 9518 bytes, and says in '
+                 'its header that 131072 are its setup')):
+            self.refuse_call(f"kernel '{path}': it cannot be used: {reason}",
+                             args=['-kernel', path])
+
     def check_flash(self):
         """Firmware in a flash device"""
         path = self.file('flash', bytes(UNIT))
@@ -204,18 +219,7 @@ class Snp(BadFirmware, test_launch.SnpLaunchTest):
                          machine='microvm')
 
     def test_kernels(self):
-        header = bytes(0x1f1) + b'\xff' + bytes(16) + b'HdrS' + bytes(9000)
-        for path, reason in (
-                (self.file('empty', b''), 'it is empty'),
-                (self.dir, 'it is a directory'),
-                (f'{self.dir}/missing', 'No such file'),
-                ('/dev/zero', 'it is no regular file'),
-                (self.file('small', bytes(1023)),
-                 'it has 1023 bytes, too few for any kernel'),
-                (self.file('setup', header), 'it has 9518 bytes, and says in '
-                 'its header that 131072 are its setup')):
-            self.refuse_call(f"kernel '{path}': it cannot be used: {reason}",
-                             args=['-kernel', path])
+        self.check_kernels()
 
     def test_initrds(self):
         _, args = self.kernel()
@@ -261,6 +265,9 @@ class Tdx(BadFirmware, test_launch.TdxLaunchTest):
 
     def test_flash(self):
         self.check_flash()
+
+    def test_kernels(self):
+        self.check_kernels()
 
     def test_more_than_sections(self):
         self.refuse(self.firmware(self.GOOD[:4] + number(len(self.GOOD) + 1) +
