@@ -235,15 +235,6 @@ void guest_memfd_check_tables(const void *image, int size)
     has_tables = true;
 }
 
-void guest_memfd_forget_table(uint8_t **end, int *size)
-{
-    if (*end) {
-        g_free(*end - *size);
-    }
-    *end = NULL;
-    *size = 0;
-}
-
 bool guest_memfd_has_tables(Error **errp)
 {
     if (!has_tables) {

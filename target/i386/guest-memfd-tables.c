@@ -7,6 +7,7 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 #include "qemu/osdep.h"
+#include "hw/i386/guest-memfd-firmware.h"
 #include "qapi/error.h"
 #include "qemu/bswap.h"
 #include "qemu/cutils.h"
@@ -358,6 +359,15 @@ static bool check_overlaps(Section *sections, size_t nr, Error **errp)
         }
     }
     return true;
+}
+
+void guest_memfd_forget_table(uint8_t **end, int *size)
+{
+    if (*end) {
+        g_free(*end - *size);
+    }
+    *end = NULL;
+    *size = 0;
 }
 
 /* --- SEV-SNP --- */

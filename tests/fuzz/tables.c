@@ -399,11 +399,7 @@ static void ensure_launchable(const Case *c)
         ensure_snp(c);
     }
     claim_none();
-    if (ovmf_table) {
-        g_free(ovmf_table - ovmf_table_len);
-    }
-    ovmf_table = NULL;
-    ovmf_table_len = 0;
+    guest_memfd_forget_table(&ovmf_table, &ovmf_table_len);
     ovmf_flash_parsed = false;
 }
 
