@@ -112,7 +112,7 @@ char *guest_memfd_launch_hex(const uint8_t digest[GUEST_MEMFD_DIGEST]);
 void guest_memfd_launch_measured(LaunchMeasurement *m);
 
 /**
- * guest_memfd_launch_measurement: the same
+ * guest_memfd_launch_measurement: what guest_memfd_launch_measured() was given
  *
  * Returns: NULL before it is known.
  */

@@ -295,9 +295,10 @@ static int fault_serve(hwaddr gpa, hwaddr size, bool private)
     int ret;
 
     /*
-     * A fault that was interrupted, or found no memory, comes again by itself,
-     * and is gone on with: else converting its beginning anew, which others
-     * may undo, would count as coming forward, for ever.
+     * A fault that was interrupted, or found no memory, comes again by itself.
+     * The conversion goes on where it has stopped.  If it began anew, each time
+     * the pages before that place would count as progress, and it would never
+     * be given up.
      */
     if (request.asked_gpa != gpa || request.asked_size != size ||
         request.private != private || !request.size) {

@@ -46,7 +46,7 @@ uint8_t *guest_memfd_vmsa(const CPUState *cpu, uint64_t features)
     save->tr = segment(&env->tr);
     save->cpl = extract32(env->segs[R_SS].flags, DESC_DPL_SHIFT, 2);
 
-    /* KVM needs SVME for itself, passes machine checks on, and caches. */
+    /* KVM sets SVME and MCE for itself, and clears CD and NW. */
     save->efer = env->efer | MSR_EFER_SVME;
     save->cr0 = env->cr[0] & ~(uint64_t)(CR0_CD_MASK | CR0_NW_MASK);
     save->cr3 = env->cr[3];

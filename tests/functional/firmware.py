@@ -5,6 +5,7 @@ It runs wherever there is KVM.  tests/guest/firmware/run.c has the commands.
 """
 import os
 import re
+import struct
 import subprocess
 import tempfile
 import typing
@@ -23,6 +24,17 @@ def build(directory):
                     os.path.join(ROOT, 'tests/guest/firmware'),
                     'O=' + directory], check=True)
     return os.path.join(directory, IMAGE)
+
+
+def linux():
+    """What QEMU takes for Linux, of one sector of setup and boot protocol
+    2.11: a file's contents.
+    """
+    kernel = bytearray(b'A' * 1024 + b'the kernel' * 1000)
+    struct.pack_into('<B', kernel, 0x1f1, 1)
+    struct.pack_into('<4sH', kernel, 0x202, b'HdrS', 0x20b)
+    struct.pack_into('<I', kernel, 0x22c, 0x7fffffff)
+    return bytes(kernel)
 
 
 class Line(typing.NamedTuple):

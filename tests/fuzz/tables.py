@@ -39,17 +39,8 @@ vcpu 0
 print launched
 shutdown'''
 
-
-def kernel():
-    """A kernel of one sector of setup and protocol 2.11: a file's contents."""
-    data = bytearray(b'A' * 1024 + b'the kernel' * 1000)
-    struct.pack_into('<B', data, 0x1f1, 1)
-    struct.pack_into('<4sH', data, 0x202, b'HdrS', 0x20b)
-    struct.pack_into('<I', data, 0x22c, 0x7fffffff)
-    return bytes(data)
-
-
-HASHES = measure.kernel_hashes(kernel())
+KERNEL = firmware.linux()
+HASHES = measure.kernel_hashes(KERNEL)
 
 
 def images(directory):
@@ -211,7 +202,7 @@ class Launcher:
         self._firmware = os.path.join(directory, 'firmware')
         self._kernel = os.path.join(directory, 'kernel')
         with open(self._kernel, 'wb') as f:
-            f.write(kernel())
+            f.write(KERNEL)
 
     def _machine(self, answer, generation):
         args, extra = ['-bios', self._firmware], {}

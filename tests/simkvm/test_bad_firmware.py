@@ -26,9 +26,10 @@ class BadFirmware:
 
     GUID: of the entry that leads to the metadata
     BEFORE: entries that firmware needs besides
+    GOOD: metadata that is not broken
     """
 
-    GUID = BEFORE = None
+    GUID = BEFORE = GOOD = None
 
     def file(self, name, data):
         """Path of a new file."""
@@ -57,7 +58,7 @@ class BadFirmware:
         path = self.file('firmware', data)
         self.refuse_call(f"firmware '{path}': .*{reason}", path=path, **kwargs)
 
-    def check_files(self):
+    def test_files(self):
         """-bios that is no firmware, as a file"""
         missing = os.path.join(self.dir, 'missing')
         self.refuse_call(f"firmware '{missing}': there is no such file",
@@ -74,11 +75,9 @@ class BadFirmware:
                               ' as .* local APIC')):
             self.refuse(bytes(size), reason)
 
-    def check_tables(self, good):
-        """Tables of GUIDs, and metadata, that are broken
-
-        @good: metadata that is not
-        """
+    def test_tables(self):
+        """Tables of GUIDs, and metadata, that are broken"""
+        good = self.GOOD
         head = number(len(good)) + number(1)
         self.refuse(bytes(UNIT), 'no table of GUIDs')
         for length in 0, 17, 0xffff:
@@ -106,7 +105,7 @@ class BadFirmware:
         self.refuse(self.firmware(good[:4] + number(DISTANCE + 1) +
                                   good[8:]), 'in a length of 0x801 bytes')
 
-    def check_kernels(self):
+    def test_kernels(self):
         """-kernel that is none"""
         header = bytes(0x1f1) + b'\xff' + bytes(16) + b'HdrS' + bytes(9000)
         for path, reason in (
@@ -121,7 +120,7 @@ class BadFirmware:
             self.refuse_call(f"kernel '{path}': it cannot be used: {reason}",
                              args=['-kernel', path])
 
-    def check_flash(self):
+    def test_flash(self):
         """Firmware in a flash device"""
         path = self.file('flash', bytes(UNIT))
         self.refuse_call(
@@ -142,15 +141,6 @@ class Snp(BadFirmware, test_launch.SnpLaunchTest):
     GUID, BEFORE = SEV_METADATA, RESET
     GOOD = sections(b'ASEV', '<3I', (0x8000, PAGE, 2), (0x9000, PAGE, 3))
     HASHES = (0xa000, PAGE, 0x10)
-
-    def test_files(self):
-        self.check_files()
-
-    def test_tables(self):
-        self.check_tables(self.GOOD)
-
-    def test_flash(self):
-        self.check_flash()
 
     def test_metadata_at_the_start(self):
         # QEMU takes it for too long.
@@ -218,9 +208,6 @@ class Snp(BadFirmware, test_launch.SnpLaunchTest):
                          confidential=snp(',kernel-hashes=on'), args=args,
                          machine='microvm')
 
-    def test_kernels(self):
-        self.check_kernels()
-
     def test_initrds(self):
         _, args = self.kernel()
         for path, reason in ((self.dir, 'it is a directory'),
@@ -256,18 +243,6 @@ class Tdx(BadFirmware, test_launch.TdxLaunchTest):
     GUID, BEFORE = TDX_METADATA, b''
     GOOD = sections(b'TDVF', '<2I2Q2I', (0, UNIT, 0xffff0000, UNIT, 0, 1),
                     (0, 0, 0x8000, PAGE, 2, 0))
-
-    def test_files(self):
-        self.check_files()
-
-    def test_tables(self):
-        self.check_tables(self.GOOD)
-
-    def test_flash(self):
-        self.check_flash()
-
-    def test_kernels(self):
-        self.check_kernels()
 
     def test_more_than_sections(self):
         self.refuse(self.firmware(self.GOOD[:4] + number(len(self.GOOD) + 1) +

@@ -12,7 +12,7 @@ import unittest
 
 from gmemlab import ROOT, measure
 from gmemlab.simkvm import OVMF, lacks_tdx, snp
-from simtest import SimTest
+from simtest import SimTest, firmware
 
 SCRIPT = '''
     vcpu all
@@ -125,11 +125,7 @@ class SnpLaunchTest(LaunchTest):
 
     def kernel(self, initrd=b'', append=''):
         """A kernel, in files.  Returns it, and QEMU's arguments."""
-        # An image with one sector of setup, and protocol 2.11.
-        kernel = bytearray(b'A' * 1024 + b'the kernel' * 1000)
-        struct.pack_into('<B', kernel, 0x1f1, 1)
-        struct.pack_into('<4sH', kernel, 0x202, b'HdrS', 0x20b)
-        struct.pack_into('<I', kernel, 0x22c, 0x7fffffff)
+        kernel = firmware.linux()
         args = []
         for option, data in ('-kernel', kernel), ('-initrd', initrd):
             if data:
@@ -139,7 +135,7 @@ class SnpLaunchTest(LaunchTest):
                 args += [option, name]
         if append:
             args += ['-append', append]
-        return bytes(kernel), args
+        return kernel, args
 
 
 class TdxLaunchTest(LaunchTest):

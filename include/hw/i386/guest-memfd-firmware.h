@@ -2,9 +2,9 @@
  * Firmware and kernel of confidential guests: what QEMU calls before it reads
  * them
  *
- * Each ends QEMU with the reason if a guest cannot be launched with what was
- * given, where QEMU itself would crash or not say why.  Other guests are left
- * alone.  All are called with the BQL held.
+ * guest_memfd_check_*() end QEMU with the reason if the guest cannot be
+ * launched with what was given, where QEMU itself would crash or not say why.
+ * They leave other guests alone.  All functions are called with the BQL held.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -36,16 +36,18 @@ void guest_memfd_check_kernel(const MachineState *ms);
 void guest_memfd_check_tables(const void *image, int size);
 
 /**
- * guest_memfd_forget_table: QEMU parses the firmware's table, perhaps again
- * @end: where its copy of it ends, or NULL; becomes NULL
- * @size: of that, in bytes
+ * guest_memfd_forget_table: free QEMU's copy of the firmware's table
+ * @end: where the copy ends, or NULL; becomes NULL
+ * @size: of the copy in bytes; becomes 0
+ *
+ * QEMU parses the table again when a reset has loaded the firmware again.
  */
 void guest_memfd_forget_table(uint8_t **end, int *size);
 
 /**
  * guest_memfd_has_tables: is the firmware loaded, and its tables parsed?
  *
- * Returns: false with @errp set if a kernel cannot be hashed for that.
+ * Returns: false with @errp set if not: hashes of a kernel need them.
  */
 bool guest_memfd_has_tables(Error **errp);
 
